@@ -1,0 +1,137 @@
+"""Packed batches: flat arrays plus offsets, never padded (design D2).
+
+Two views of the same videos. `VideoRows` and `Notes` are NumPy, exactly as the store holds them; a task's
+`prepare` draws masks, orders and queries on them. `VideoBatch` and `TextBatch` are tensors, what the model reads.
+
+Legend: B videos, S subtitle segments, F frames of all videos, T text tokens of all segments, K frames that belong to a
+segment, R = K + T rows of the packed cross-modal sequence, Q queries, V width of a raw frame feature.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class VideoRows:
+    """B videos as stored: raw features, subtitle tokens without special ids, and which frames each subtitle owns."""
+
+    ids: tuple[str, ...]
+    keys: np.ndarray  # [B] uint64, a hash of the id: the "video" in every draw f(seed, step, video)
+    interval_s: np.ndarray  # [B] float64, seconds between frames
+    frames: np.ndarray  # [F, V] float16 or float32, video after video
+    frame_offsets: np.ndarray  # [B + 1] int64 into frames
+    segment_offsets: np.ndarray  # [B + 1] int64 into segments
+    tokens: np.ndarray  # [T] int32, segment after segment
+    token_offsets: np.ndarray  # [S + 1] int64 into tokens
+    segment_frames: np.ndarray  # [K] int64, frame index inside its own video, ascending within a segment
+    segment_frame_offsets: np.ndarray  # [S + 1] int64 into segment_frames
+
+    @property
+    def num_videos(self) -> int:
+        """B."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Notes:
+    """One annotation per example (a moment query): its text and its time span."""
+
+    ids: tuple[str, ...]
+    keys: np.ndarray  # [B] uint64, a hash of the annotation id
+    tokens: np.ndarray  # [T] int32 without special ids, text after text
+    token_offsets: np.ndarray  # [B + 1] int64
+    spans_s: np.ndarray  # [B, 2] float64 seconds, NaN where the split hides them
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a task prepares: B videos, and for annotated tasks one note per video (a video may repeat)."""
+
+    videos: VideoRows
+    notes: Notes | None = None
+    groups: np.ndarray | None = None  # [B] int64, MFM-NCE group of each video; None: all videos are one group
+
+
+class Movable:
+    """Moves every tensor (and nested batch) of a frozen dataclass at once."""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """Return a copy on `device`; host-side fields (ints, tuples, NumPy) are shared."""
+        moved: dict[str, Any] = {}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor | Movable):
+                moved[field.name] = value.to(device, non_blocking=non_blocking)
+        return replace(self, **moved)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class Layout(Movable):
+    """Sequences one after another. Runs of equal length are what bucketed attention works on: sort to make them long."""
+
+    offsets: Tensor  # [N + 1] int32, row where each sequence starts (varlen attention reads it on the device)
+    runs: tuple[tuple[int, int], ...]  # (length, how many consecutive sequences), host side
+    positions: Tensor  # [rows] int64, index of each row inside its sequence
+
+    @classmethod
+    def of(cls, lengths: np.ndarray) -> Layout:
+        """Lay out sequences of these lengths (`[N]` ints, each at least 1) in the given order."""
+        lengths = np.asarray(lengths, dtype=np.int64)
+        if len(lengths) and lengths.min() < 1:
+            raise ValueError("a packed sequence needs at least one row")
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        starts = np.flatnonzero(np.diff(lengths, prepend=-1))
+        counts = np.diff(starts, append=len(lengths))
+        positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        return cls(
+            offsets=torch.from_numpy(offsets.astype(np.int32)),
+            runs=tuple(zip(lengths[starts].tolist(), counts.tolist(), strict=True)),
+            positions=torch.from_numpy(positions),
+        )
+
+    @property
+    def num_sequences(self) -> int:
+        """N."""
+        return self.offsets.shape[0] - 1
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence, in rows."""
+        return max((length for length, _ in self.runs), default=0)
+
+
+@dataclass(frozen=True)
+class SegmentBatch(Movable):
+    """The cross-modal encoder's input: per segment its frames, then its text (hero.md 1.6), sorted by length."""
+
+    tokens: Tensor  # [T] int64, with the leading special token, in layout order
+    token_positions: Tensor  # [T] int64, from 0 in each segment's text
+    frame_index: Tensor  # [K] int64, row of VideoBatch.frames, in layout order
+    frame_positions: Tensor  # [K] int64, from 0 in each segment's frames
+    order: Tensor  # [R] int64, index into cat([frames K, text T]) for each packed row
+    frame_rows: Tensor  # [K] int64, packed row of each frame
+    layout: Layout  # S sequences, R rows
+
+
+@dataclass(frozen=True)
+class VideoBatch(Movable):
+    """B videos for the model. Every frame stands once in `frames`, whatever reads it."""
+
+    frames: Tensor  # [F, V] float; masked frames are already zero
+    segments: SegmentBatch
+    clips: Layout  # B sequences, F rows
+    frame_mask: Tensor | None = None  # [F] bool, MFM only: True = masked
+
+
+@dataclass(frozen=True)
+class TextBatch(Movable):
+    """Q texts for the text-only mode of the cross-modal encoder (queries)."""
+
+    tokens: Tensor  # [T] int64, with the leading special token
+    layout: Layout  # Q sequences, T rows
