@@ -1,0 +1,229 @@
+"""Local and S3 paths behind one set of functions; every write is atomic: a reader sees the old file, the new one or none.
+
+A path is a plain string or `Path` (local) or an `s3://bucket/key` URL. Credentials, region and endpoint come from the
+environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...) or the instance role, never from a config (design D11).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+TEMP_SUFFIX = ".partial"
+_CHUNK = 4 << 20  # bytes read at a time when hashing or copying
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a URL (`s3://...`) and not a place on this machine."""
+    return "://" in os.fspath(path)
+
+
+def join(root: str | os.PathLike[str], *parts: str) -> str:
+    """Append `parts` to a local path or a URL."""
+    return "/".join([os.fspath(root).rstrip("/") or "/", *(part.strip("/") for part in parts)])
+
+
+def name_of(path: str | os.PathLike[str]) -> str:
+    """Last component of a path or URL."""
+    return os.fspath(path).rstrip("/").rsplit("/", 1)[-1]
+
+
+def parent_of(path: str | os.PathLike[str]) -> str:
+    """Everything before the last component of a path or URL (`.` for a bare local name)."""
+    text = os.fspath(path).rstrip("/")
+    return text.rsplit("/", 1)[0] or "/" if "/" in text else "."
+
+
+def filesystem(path: str | os.PathLike[str]) -> tuple[Any, str]:
+    """Return the fsspec file system of `path` and the path inside it. Listings are never cached: others write too."""
+    import fsspec
+
+    text = os.fspath(path)
+    if is_remote(text):
+        return fsspec.core.url_to_fs(text, use_listings_cache=False)
+    return fsspec.core.url_to_fs(text)
+
+
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether a file or folder is there."""
+    if not is_remote(path):
+        return os.path.exists(path)
+    fs, inner = filesystem(path)
+    return bool(fs.exists(inner))
+
+
+def size_of(path: str | os.PathLike[str]) -> int:
+    """Bytes of a file. Raises FileNotFoundError when it is not there."""
+    if not is_remote(path):
+        return os.path.getsize(path)
+    fs, inner = filesystem(path)
+    return int(fs.size(inner))
+
+
+def listdir(path: str | os.PathLike[str]) -> list[str]:
+    """Sorted names directly under a folder; empty when the folder is not there."""
+    if not is_remote(path):
+        return sorted(os.listdir(path)) if os.path.isdir(path) else []
+    fs, inner = filesystem(path)
+    try:
+        entries = fs.ls(inner, detail=False)
+    except FileNotFoundError:
+        return []
+    # a zero-byte key for the folder itself lists under its own name
+    return sorted({name_of(entry) for entry in entries if entry.rstrip("/") != inner.rstrip("/")})
+
+
+def makedirs(path: str | os.PathLike[str]) -> None:
+    """Create a local folder and its parents; S3 has no folders, so nothing happens there."""
+    if not is_remote(path):
+        os.makedirs(path, exist_ok=True)
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Whole content of a file. Raises FileNotFoundError when it is not there."""
+    if not is_remote(path):
+        return Path(path).read_bytes()
+    fs, inner = filesystem(path)
+    return bytes(fs.cat_file(inner))
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a whole file atomically and durably."""
+    if is_remote(path):
+        fs, inner = filesystem(path)
+        fs.pipe_file(inner, data)
+        return
+    with staged(path) as local:
+        local.write_bytes(data)
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Parse a JSON file. Raises ValueError naming the file when it is not JSON."""
+    try:
+        return json.loads(read_bytes(path))
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        raise ValueError(f"{os.fspath(path)} is not valid JSON: {error}") from error
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+@contextmanager
+def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a local file to write; when the block succeeds it becomes `path` (synced and renamed, or uploaded to S3).
+
+    When the block raises, nothing appears at `path` and the temporary file is removed.
+    """
+    if is_remote(path):
+        folder = Path(mkdtemp(prefix="hero-upload-"))
+        try:
+            local = folder / name_of(path)
+            yield local
+            fs, inner = filesystem(path)
+            fs.put_file(str(local), inner)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    local = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMP_SUFFIX}")
+    try:
+        yield local
+        _sync(local)
+        os.replace(local, target)
+        _sync(target.parent)
+    finally:
+        local.unlink(missing_ok=True)
+
+
+def remove(path: str | os.PathLike[str]) -> None:
+    """Remove one file; nothing happens when it is not there."""
+    if not is_remote(path):
+        Path(path).unlink(missing_ok=True)
+        return
+    fs, inner = filesystem(path)
+    if fs.exists(inner):
+        fs.rm_file(inner)
+
+
+def remove_partial(folder: str | os.PathLike[str]) -> None:
+    """Remove what killed writers left behind in a local folder (an interrupted upload leaves nothing on S3)."""
+    if is_remote(folder):
+        return
+    for name in listdir(folder):
+        if name.startswith(".") and name.endswith(TEMP_SUFFIX):
+            remove(join(folder, name))
+
+
+def remove_tree(path: str | os.PathLike[str]) -> None:
+    """Remove a folder and all in it; nothing happens when it is not there."""
+    if not is_remote(path):
+        if os.path.isdir(path):
+            shutil.rmtree(path)
+        return
+    fs, inner = filesystem(path)
+    if fs.exists(inner):
+        fs.rm(inner, recursive=True)
+
+
+def tree(path: str | os.PathLike[str]) -> list[str]:
+    """Sorted paths of all files under a folder, relative to it; empty when the folder is not there."""
+    if not is_remote(path):
+        root = Path(path)
+        return sorted(file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file())
+    fs, inner = filesystem(path)
+    prefix = inner.rstrip("/") + "/"
+    found = fs.find(inner) if fs.exists(inner) else []
+    return sorted(file.removeprefix(prefix) for file in found if file != inner and not file.endswith("/"))
+
+
+def copy_file(src: str | os.PathLike[str], dest: str | os.PathLike[str]) -> None:
+    """Copy one file between any two places; `dest` appears whole or not at all."""
+    with staged(dest) as local:
+        if is_remote(src):
+            fs, inner = filesystem(src)
+            fs.get_file(inner, str(local))
+        else:
+            shutil.copyfile(src, local)
+
+
+def copy_tree(src: str | os.PathLike[str], dest: str | os.PathLike[str]) -> None:
+    """Copy every file under `src` to `dest`, each atomically, in sorted order. Raises FileNotFoundError on no `src`."""
+    names = tree(src)
+    if not names and not exists(src):
+        raise FileNotFoundError(f"nothing to copy at {os.fspath(src)}")
+    for name in names:
+        copy_file(join(src, name), join(dest, name))
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Hex SHA-256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    if is_remote(path):
+        fs, inner = filesystem(path)
+        stream = fs.open(inner, "rb", block_size=_CHUNK)
+    else:
+        stream = open(path, "rb")
+    with stream:
+        while block := stream.read(_CHUNK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or folder to the disk, so that a rename survives a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
