@@ -1,4 +1,4 @@
-"""Local and S3 paths behind one set of functions; every write is atomic: a reader sees the old file, the new one or none.
+"""Local and S3 paths behind one set of functions; writes are atomic: a reader sees the old file, the new one or none.
 
 A path is a plain string or `Path` (local) or an `s3://bucket/key` URL. Credentials, region and endpoint come from the
 environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...) or the instance role, never from a config (design D11).
