@@ -33,7 +33,7 @@ class TaskBatch(Movable):
 
     num_videos: int
     num_tokens: int  # useful packed rows (frames + text + query tokens): the unit of throughput
-    counts: dict[str, int]  # loss term -> what its sum is averaged over, in this micro-batch
+    counts: dict[str, int]  # every loss term, ranking ones too -> what it averages over, in this micro-batch
     fingerprint: int  # uint64 sum of a hash per draw: equal streams have equal sums, however they are split
 
 
@@ -64,6 +64,10 @@ class Task(Protocol):
     @property
     def head_name(self) -> str:
         """Which head it trains; tasks with the same name share its parameters (VSM and moment retrieval)."""
+
+    @property
+    def annotations(self) -> str | None:
+        """Kind of annotation table its examples come from ("moments"); None: an example is a video."""
 
     def head(self, cfg: HeroConfig) -> nn.Module:
         """A new head, initialised as hero.md 1.13 says."""
