@@ -69,6 +69,10 @@ class Task(Protocol):
     def annotations(self) -> str | None:
         """Kind of annotation table its examples come from ("moments"); None: an example is a video."""
 
+    @property
+    def pools(self) -> bool:
+        """Whether it ranks queries against the other videos of the pool."""
+
     def head(self, cfg: HeroConfig) -> nn.Module:
         """A new head, initialised as hero.md 1.13 says."""
 
