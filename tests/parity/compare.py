@@ -1,0 +1,101 @@
+"""Comparing with golden numbers: relative to the largest entry, tolerances as golden/README.md states them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+OUTPUT = 1e-5  # outputs and losses, relative to the largest entry of the tensor
+GRADIENT = 1e-4  # gradients, likewise
+# A key bias has a mathematically zero gradient (softmax ignores a constant): what is left is rounding of the whole.
+KEY_BIAS_FLOOR = 1e-5  # of the total gradient norm
+
+
+class Errors:
+    """Largest relative error and number of cases per (implementation, kind), printed when the run ends."""
+
+    def __init__(self) -> None:
+        self.largest: dict[tuple[str, str], float] = {}
+        self.cases: dict[tuple[str, str], set[str]] = {}
+
+    def note(self, who: str, kind: str, case: str, error: float) -> None:
+        """Remember one comparison."""
+        key = (who, kind)
+        self.largest[key] = max(self.largest.get(key, 0.0), error)
+        self.cases.setdefault(key, set()).add(case)
+
+
+def relative(got: Tensor, want: Tensor) -> float:
+    """Largest absolute difference over the largest expected entry; NaN or another shape never passes."""
+    assert got.shape == want.shape, f"shape {tuple(got.shape)}, expected {tuple(want.shape)}"
+    if want.numel() == 0:
+        return 0.0
+    difference = (got.detach().double() - want.double()).abs().max().item()
+    assert difference == difference, "not a number"
+    scale = want.double().abs().max().item()
+    return difference / scale if scale else difference
+
+
+def outputs(got: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> float:
+    """Compare every golden output; returns the largest relative error. Losses may be scalars or `[1]`."""
+    largest = 0.0
+    for name, expected in want.items():
+        actual = got["total" if name == "train_total" else name]
+        error = relative(actual.reshape(expected.shape) if expected.numel() == 1 else actual, expected)
+        assert error <= OUTPUT, f"{name}: relative error {error:.2e} > {OUTPUT:.0e}"
+        largest = max(largest, error)
+    return largest
+
+
+def total_norm(gradients: Mapping[str, Tensor | None]) -> float:
+    """Norm over all gradients."""
+    return sum(float(g.double().square().sum()) for g in gradients.values() if g is not None) ** 0.5
+
+
+def gradient(name: str, got: Tensor, want: Tensor, total: float) -> float:
+    """Compare one full gradient tensor; returns its relative error (0 for a key bias under the floor)."""
+    return _close(name, (got.double() - want.double()).abs().max().item(), want.abs().max().item(), total)
+
+
+def statistics(got: Mapping[str, Tensor | None], want: Mapping[str, Any], total: float) -> float:
+    """Compare gradients with stored {norm, sum, absmax, head}; None must be None. Returns the largest error."""
+    largest = 0.0
+    assert set(got) == set(want), f"parameters differ: {sorted(set(got) ^ set(want))[:5]}"
+    for name, stored in want.items():
+        grad = got[name]
+        assert (grad is None) == (stored is None), f"{name}: gradient {'missing' if grad is None else 'unexpected'}"
+        if grad is None:
+            continue
+        exact = grad.double()
+        norm = stored["norm"]
+        pairs = [(exact.norm().item(), norm, norm)]
+        if "absmax" in stored:
+            pairs.append((exact.abs().max().item(), stored["absmax"], stored["absmax"]))
+        if "sum" in stored:  # entries cancel: measured on the scale of the norm
+            pairs.append((exact.sum().item(), stored["sum"], norm))
+        scale = stored.get("absmax", norm)
+        pairs += [(a, b, scale) for a, b in zip(exact.flatten()[:4].tolist(), stored.get("head", []), strict=False)]
+        for actual, expected, unit in pairs:
+            largest = max(largest, _close(name, abs(actual - expected), unit, total))
+    return largest
+
+
+def _close(name: str, difference: float, scale: float, total: float) -> float:
+    if name.endswith("self.key.bias"):
+        assert difference <= KEY_BIAS_FLOOR * total, (
+            f"{name}: {difference:.2e} > {KEY_BIAS_FLOOR:.0e} of the total norm"
+        )
+        return 0.0
+    error = difference / scale if scale else difference
+    assert error <= GRADIENT, f"{name}: relative gradient error {error:.2e} > {GRADIENT:.0e}"
+    return error
+
+
+def gradients_of(loss: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+    """Gradients of every trainable weight by official name."""
+    names = [name for name, weight in weights.items() if weight.requires_grad]
+    grads = torch.autograd.grad(loss, [weights[name] for name in names], allow_unused=True)
+    return dict(zip(names, grads, strict=True))
