@@ -1,7 +1,7 @@
 """Which mixture entry each step runs: a pure function of (seed, step), the same on every rank (design D3).
 
-The official MetaLoader draws a task per optimizer step with a walked generator and broadcasts it (hero.md 3.2); here the
-draw is a hash of the step, so nothing is walked, saved or sent.
+The official MetaLoader draws a task per optimizer step with a walked generator and broadcasts it (hero.md 3.2); here
+the draw is a hash of the step, so nothing is walked, saved or sent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ class Mixture:
         """
         self._seed = seed
         self._starts = np.unique([0, *(step for entry in stages for step, _ in entry)])
-        self._weights = np.array([[_at(w, s, start) for w, s in zip(weights, stages, strict=True)] for start in self._starts])
+        self._weights = np.array(
+            [[_at(w, s, start) for w, s in zip(weights, stages, strict=True)] for start in self._starts]
+        )
         if (self._weights < 0).any():
             raise ValueError("mixture weights must not be negative")
         if (self._weights.sum(axis=1) == 0).any():
