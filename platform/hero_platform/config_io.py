@@ -1,4 +1,4 @@
-"""Recipes and arguments to a `RunConfig`, and `RunConfig` to JSON and back. The only file that knows tyro and pydantic."""
+"""Recipe and arguments to a `RunConfig`, and that to JSON and back. The only file that knows tyro and pydantic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`feed[step]` -> this rank's packed and prepared micro-batches, read by position, prefetched by threads (design D7)."""
+"""`feed[step]` -> this rank's packed, prepared micro-batches, read by position, prefetched by threads (design D7)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Which examples a step reads, and which rank and micro-batch holds each (designs D3, D4).
 
-Every epoch is a fresh global permutation; a batch may cross from one epoch into the next, so each example is read exactly
-once an epoch. The order does not know the number of workers: they only share out a batch that is already fixed.
+Every epoch is a fresh global permutation; a batch may cross from one epoch into the next, so each example is read
+exactly once an epoch. The order does not know the number of workers: they only share out a batch already fixed.
 """
 
 from __future__ import annotations

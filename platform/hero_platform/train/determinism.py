@@ -1,4 +1,4 @@
-"""Bit identity needs three things, set here for every mode: deterministic kernels, a fixed thread count, fixed seeds (D5)."""
+"""What bit identity needs, set here for every mode: deterministic kernels, a fixed thread count, fixed seeds (D5)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Validation during training: each example of a split exactly once, whatever the number of ranks (hero.md 3.1, issue 11).
+"""Validation during training: each example of a split exactly once, whatever the number of ranks (hero.md 3.3).
 
-Batches are fixed by the split alone and dealt whole to ranks, so in-batch ranking sees the same pools on any split of the
-work, and the means are taken once, over sums and counts of all ranks.
+Batches are fixed by the split alone and dealt whole to ranks, so in-batch ranking sees the same pools however the work
+is split, and the means are taken once, over sums and counts of all ranks.
 """
 
 from __future__ import annotations

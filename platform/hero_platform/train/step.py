@@ -2,8 +2,8 @@
 
 Ranking terms compare every query of a pool with every video of it. The embeddings of all micro-batches and ranks are
 gathered without gradient, the terms are scored on them, and the gradient with respect to this rank's own rows is fed
-back through its micro-batches (a cached two-pass; the second pass is skipped when a rank has one micro-batch). So one GPU
-can train with the published pool, and the gradient is exact for any split.
+back through its micro-batches (a cached two-pass; the second pass is skipped when a rank has one micro-batch). So one
+GPU can train with the published pool, and the gradient is exact for any split.
 """
 
 from __future__ import annotations
