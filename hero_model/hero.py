@@ -1,0 +1,66 @@
+"""HERO without heads: from packed videos to one state per frame, from packed texts to one state per token.
+
+Legend: B videos, R packed rows of all segments, F frames of all videos, T text tokens, D hidden width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from hero_model.config import HeroConfig
+from hero_model.nn.embeddings import MaskEmbedding
+from hero_model.nn.encoders import CrossModalEncoder, TemporalEncoder
+from hero_model.nn.layers import Projection, init_normal
+from hero_model.packed.batch import Layout, TextBatch, VideoBatch
+
+
+class Hero(nn.Module):
+    """The hierarchical encoder shared by all tasks (hero.md 1.1, `v_encoder` without its heads).
+
+    `checkpoint_activations` trades one more forward pass of every transformer layer for not storing its activations.
+    """
+
+    def __init__(self, cfg: HeroConfig, *, checkpoint_activations: bool = False) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.cross = CrossModalEncoder(cfg, checkpoint_activations=checkpoint_activations)
+        self.mask = MaskEmbedding(cfg.frame_dim)
+        self.frame_transform = Projection(cfg.frame_dim, cfg.hidden_size, cfg.dropout)
+        self.temporal = TemporalEncoder(cfg, checkpoint_activations=checkpoint_activations)
+        init_normal(self, cfg.initializer_range)
+
+    @property
+    def words_VD(self) -> Tensor:
+        """The word embedding `[vocab_size, D]`, to which the language head is tied."""
+        return self.cross.text.words.weight
+
+    def encode_segments(self, videos: VideoBatch) -> Tensor:
+        """Run the cross-modal encoder over all segments; returns `[R, D]` packed as `videos.segments.layout`."""
+        return self.cross(videos)
+
+    def fuse(self, videos: VideoBatch, hidden_RD: Tensor) -> Tensor:
+        """Give every frame its state: projected raw feature + cross-modal state if a segment owns it (hero.md 1.8).
+
+        Args:
+            videos: The batch.
+            hidden_RD: `[R, D]` from `encode_segments`.
+
+        Returns:
+            `[F, D]`, before the temporal encoder.
+        """
+        segments = videos.segments
+        x_FD = self.frame_transform(self.mask(videos.frames, videos.frame_mask)).to(hidden_RD.dtype)
+        matched_KD = hidden_RD.index_select(0, segments.frame_rows)
+        return x_FD.index_add(0, segments.frame_index, matched_KD)
+
+    def encode_clips(self, x_FD: Tensor, clips: Layout) -> Tensor:
+        """Run the temporal encoder over each clip; `[F, D]` to `[F, D]`."""
+        return self.temporal(x_FD, clips)
+
+    def encode_video(self, videos: VideoBatch) -> Tensor:
+        """Segments, fusion and temporal encoder in one; returns `[F, D]`."""
+        return self.encode_clips(self.fuse(videos, self.encode_segments(videos)), videos.clips)
+
+    def encode_text(self, texts: TextBatch) -> Tensor:
+        """Run the cross-modal encoder on texts alone; returns `[T, D]`."""
+        return self.cross.encode_text(texts)
