@@ -83,6 +83,34 @@ def statistics(got: Mapping[str, Tensor | None], want: Mapping[str, Any], total:
     return largest
 
 
+def number(name: str, got: float, want: float, tolerance: float) -> float:
+    """Compare one number; returns its relative error."""
+    error = abs(got - want) / abs(want)
+    assert error <= tolerance, f"{name}: {got} instead of {want}, relative error {error:.2e} > {tolerance:.0e}"
+    return error
+
+
+def weights(got: Mapping[str, Tensor], want: Mapping[str, Any]) -> float:
+    """Compare trained weights with stored {norm, sum, head}; returns the largest relative error.
+
+    Key biases are left out: their gradient is rounding noise, which AdamW turns into visible steps.
+    """
+    largest = 0.0
+    for name, stored in want.items():
+        if name.endswith("self.key.bias"):
+            continue
+        exact = got[name].detach().double()
+        norm = stored["norm"]
+        typical = norm / exact.numel() ** 0.5  # the largest entry is not stored
+        pairs = [(exact.norm().item(), norm, norm), (exact.sum().item(), stored["sum"], norm)]
+        pairs += [(a, b, typical) for a, b in zip(exact.flatten()[:4].tolist(), stored["head"], strict=True)]
+        for actual, expected, scale in pairs:
+            error = abs(actual - expected) / scale
+            assert error <= OUTPUT, f"{name}: relative error {error:.2e} > {OUTPUT:.0e}"
+            largest = max(largest, error)
+    return largest
+
+
 def _close(name: str, difference: float, scale: float, total: float) -> float:
     if name.endswith("self.key.bias"):
         assert difference <= KEY_BIAS_FLOOR * total, (

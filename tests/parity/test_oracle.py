@@ -5,22 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from oracle import tasks
-from oracle.model import Batch, Oracle
-from parity import compare, golden
+from oracle.model import Oracle
+from parity import compare, golden, run
 from parity.golden import Case
 
 CASES = golden.cases()
 BATCHES = [case for case in CASES if case.task != "vcmr_infer"]
-
-
-def run(case: Case, oracle: Oracle, batch: Batch) -> tasks.Outputs:
-    """The outputs of one case."""
-    if case.task == "mlm":
-        return tasks.mlm(oracle, batch, golden.vocab_pad(case))
-    if case.task in ("vsm", "vcmr", "vr"):
-        out = tasks.retrieval(oracle, batch, golden.ranking(case))
-        return out | ({"frame_embeddings_no_clip": oracle.fused(batch)} if case.is_solo else {})
-    return {"mfm-nce": tasks.mfm_nce, "mffr": tasks.mffr, "fom": tasks.fom}[case.task](oracle, batch)
 
 
 def modes(case: Case) -> list[bool]:
@@ -33,7 +23,7 @@ def test_outputs_and_gradients(case, errors):
     for padding_effects in modes(case):
         weights = golden.weights(case.set)
         oracle = Oracle(weights, golden.heads(case.set), padding_effects)
-        out = run(case, oracle, golden.read_batch(case.batch))
+        out = run.oracle(case, oracle, golden.read_batch(case.batch))
         who = f"oracle {'on' if padding_effects else 'off'}"
         errors.note(f"{who} outputs", case.kind, case.id, compare.outputs(out, golden.read_tensors(case.out)))
         if case.grads is not None:

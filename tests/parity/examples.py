@@ -1,0 +1,38 @@
+"""Examples of a case, as the oracle's collation and the packed model's assembly both take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from oracle import collate
+from oracle.collate import Query, Segment, Video
+from oracle.model import Batch
+from parity import golden
+from parity.golden import Case
+
+
+def batch(task: str, videos: Sequence[Video]) -> Batch:
+    """Collate for a task."""
+    if task == "mlm":
+        return collate.mlm_batch(videos)
+    if task in ("mfm-nce", "mffr"):
+        return collate.mfm_batch(videos)
+    return collate.fom_batch(videos) if task == "fom" else collate.query_batch(videos)
+
+
+def of_raw(case: Case) -> list[Video]:
+    """The examples of a solo case, from its raw.json."""
+    frames = golden.read_tensors(case.set / "solo" / "frames.safetensors")
+    videos = []
+    for raw in golden.read_json(case.batch.with_name("raw.json"))["videos"]:
+        videos.append(
+            Video(
+                frames=frames[raw["vid"]],
+                segments=[Segment(s["model_input_ids"], s["frames"], s.get("labels")) for s in raw["subs"]],
+                mask=[bool(m) for m in raw["frame_mask"]] if "frame_mask" in raw else None,
+                order=raw.get("orders"),
+                targets=raw.get("targets"),
+                queries=tuple(Query(q["model_input_ids"], tuple(q["target"])) for q in raw.get("queries", ())),
+            )
+        )
+    return videos
