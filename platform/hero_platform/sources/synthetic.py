@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from hero_model.config import TextIds
+from hero_model.text import WordTokenizer
 from hero_platform.sources import synthetic_world as world
 from hero_platform.sources.base import Annotation, AnnotationKind, Planned, RawVideo, Reject, Subtitle
 from hero_platform.sources.synthetic_world import Scene, Utterance
 
 SPLITS = ("train", "val", "test")
-SPECIAL_WORDS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0-3; "<mask>" comes last
+NUM_SPECIAL = 5  # ids of the tokenizer that are no words
 MARGIN = 0.1  # of an interval: subtitles start and end inside their frames, so that the official rule aligns them
 
 
@@ -72,7 +72,7 @@ class SyntheticSource:
                 raise ValueError(f"synthetic corpus: {name} is {(low, high)}; give (least, most), both at least 1")
         if not 1 <= self.synonyms <= 3:
             raise ValueError(f"synthetic corpus: synonyms is {self.synonyms}; the world has 1 to 3 words per value")
-        smallest = len(SPECIAL_WORDS) + len(world.base_vocabulary()) + 1
+        smallest = NUM_SPECIAL + len(world.base_vocabulary())
         if self.vocab_size < smallest:
             raise ValueError(f"synthetic corpus: vocab_size is {self.vocab_size}; the world needs at least {smallest}")
         if self.shuffle_subtitles and 1 in self._sizes().values():
@@ -97,14 +97,14 @@ class SyntheticSource:
 
     def read(self, ids: Sequence[str]) -> Iterator[RawVideo | Reject]:
         """Generate each of `ids`; an id this corpus does not hold becomes a `Reject`."""
-        vocabulary = self.vocabulary()
+        tokenizer = self.tokenizer()
         projection = self.projection()
         for video in ids:
             split, _, digits = video.partition("-")
             if not digits.isdigit() or int(digits) >= self._sizes().get(split, 0):
                 yield Reject(video, "synthetic corpus", "no such video: ids are like train-000012")
                 continue
-            yield self._video(video, split, int(digits), vocabulary, projection)
+            yield self._video(video, split, int(digits), tokenizer, projection)
 
     def provenance(self) -> dict[str, Any]:
         """Give all settings and the generator's version."""
@@ -112,28 +112,20 @@ class SyntheticSource:
 
     def annotations(self) -> Iterator[Annotation | Reject]:
         """Generate moments, questions, statements and captions of every annotated video, video after video."""
-        vocabulary = self.vocabulary()
+        tokenizer = self.tokenizer()
         for split, size in self._sizes().items():
             for number in range(min(size, self.annotated_train) if split == "train" else size):
-                yield from self._annotate(split, number, vocabulary)
+                yield from self._annotate(split, number, tokenizer)
 
     # --- words --------------------------------------------------------------------------------------------------
 
     def words(self) -> tuple[str, ...]:
-        """All tokens in the order of their ids."""
-        known = (*SPECIAL_WORDS, *world.base_vocabulary())
-        return (*known, *world.filler_words(self.vocab_size - len(known) - 1), "<mask>")
+        """The vocabulary in the order of ids, for `TokenizerSpec.of_words`: the world's words, then fillers."""
+        return world.base_vocabulary() + self._fillers()
 
-    def vocabulary(self) -> dict[str, int]:
-        """Token -> id."""
-        return {word: number for number, word in enumerate(self.words())}
-
-    @property
-    def text_ids(self) -> TextIds:
-        """Special ids and ranges of this corpus's word-level tokenizer."""
-        last = self.vocab_size - 1
-        first = len(SPECIAL_WORDS)
-        return TextIds(mask=last, vocab_size=self.vocab_size, random_low=first, random_high=last)
+    def tokenizer(self) -> WordTokenizer:
+        """The word-level tokenizer whose ids the rows hold."""
+        return WordTokenizer(self.words())
 
     # --- the hidden story ---------------------------------------------------------------------------------------
 
@@ -144,9 +136,7 @@ class SyntheticSource:
     def utterances(self, split: str, number: int) -> list[Utterance]:
         """What is said in one video, before `shuffle_subtitles`."""
         rng = self._rng(_Use.SPEECH, split, number)
-        num_known = len(SPECIAL_WORDS) + len(world.base_vocabulary())
-        fillers = world.filler_words(self.vocab_size - num_known - 1)
-        return world.draw_utterances(rng, self.scenes(split, number), self.synonyms, fillers)
+        return world.draw_utterances(rng, self.scenes(split, number), self.synonyms, self._fillers())
 
     def projection(self) -> dict[str, np.ndarray]:
         """Directions in frame space, about unit length: attribute -> [values, V], and "progress" -> [1, V]."""
@@ -158,10 +148,11 @@ class SyntheticSource:
     # --- rows ---------------------------------------------------------------------------------------------------
 
     def _video(
-        self, video: str, split: str, number: int, vocabulary: dict[str, int], projection: dict[str, np.ndarray]
+        self, video: str, split: str, number: int, tokenizer: WordTokenizer, projection: dict[str, np.ndarray]
     ) -> RawVideo:
         said = self.utterances(split, number)
-        spoken = self._shuffled(split, number, said) if self.shuffle_subtitles else [item.words for item in said]
+        words = self._shuffled(split, number, said) if self.shuffle_subtitles else [item.words for item in said]
+        texts = [" ".join(spoken) for spoken in words]
         frames = self._frames(split, number, projection)
         margin = MARGIN * self.interval_s
         return RawVideo(
@@ -171,10 +162,10 @@ class SyntheticSource:
             interval_s=self.interval_s,
             frames=frames,
             subtitles=[
-                Subtitle(item.start * self.interval_s + margin, item.stop * self.interval_s - margin, " ".join(words))
-                for item, words in zip(said, spoken, strict=True)
+                Subtitle(item.start * self.interval_s + margin, item.stop * self.interval_s - margin, text)
+                for item, text in zip(said, texts, strict=True)
             ],
-            token_ids=[[vocabulary[word] for word in words] for words in spoken],
+            token_ids=tokenizer.encode(texts, "subtitle"),
             segment_frames=[list(range(item.start, item.stop)) for item in said],
         )
 
@@ -201,7 +192,7 @@ class SyntheticSource:
             texts.append(donor[position % len(donor)].words)
         return texts
 
-    def _annotate(self, split: str, number: int, vocabulary: dict[str, int]) -> Iterator[Annotation]:
+    def _annotate(self, split: str, number: int, tokenizer: WordTokenizer) -> Iterator[Annotation]:
         """All annotations of one video, each of a kind about another scene: never more of a kind than scenes."""
         rng = self._rng(_Use.NOTES, split, number)
         scenes = self.scenes(split, number)
@@ -213,7 +204,7 @@ class SyntheticSource:
                 id=f"{split}-{number:06d}-{kind[0]}{rank}",
                 video=f"{split}-{number:06d}",
                 text=text,
-                tokens=[vocabulary[word] for word in text.split()],
+                tokens=tokenizer.encode([text], "query")[0],
                 start_s=scene.start * self.interval_s,
                 end_s=scene.stop * self.interval_s,
                 **more,
@@ -225,7 +216,7 @@ class SyntheticSource:
             asked = str(rng.choice(list(world.QUESTIONS)))
             text = self._describe(rng, (world.QUESTIONS[asked],), scene.values)
             answers, label = self._answers(rng, asked, scene, scenes)
-            tokens = [[vocabulary[answer]] for answer in answers]
+            tokens = tokenizer.encode(answers, "query")
             yield note("questions", rank, scene, text, answers=answers, answers_tokens=tokens, label=label)
         for rank, scene in enumerate(self._pick(rng, scenes, self.statements_per_video)):
             label = int(rng.integers(2))
@@ -258,6 +249,9 @@ class SyntheticSource:
         changed = world.ATTRIBUTES[int(rng.integers(len(world.ATTRIBUTES)))]
         shift = int(rng.integers(1, world.SIZES[changed]))
         return {**scene.values, changed: (scene.values[changed] + shift) % world.SIZES[changed]}
+
+    def _fillers(self) -> tuple[str, ...]:
+        return world.filler_words(self.vocab_size - NUM_SPECIAL - len(world.base_vocabulary()))
 
     def _sizes(self) -> dict[str, int]:
         return dict(zip(SPLITS, (self.num_train, self.num_val, self.num_test), strict=True))

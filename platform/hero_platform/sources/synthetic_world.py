@@ -6,6 +6,7 @@ docs/data.md, "The synthetic corpus", tells it in words. Nothing here knows fram
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -190,6 +191,7 @@ def describe(rng: np.random.Generator, template: str, values: dict[str, int], sy
     return template.format(**{attribute: say(rng, attribute, value, synonyms) for attribute, value in values.items()})
 
 
+@lru_cache(maxsize=4)
 def filler_words(count: int) -> tuple[str, ...]:
     """Return `count` invented two- to four-syllable words that mean nothing and are no word of the world."""
     syllables = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]

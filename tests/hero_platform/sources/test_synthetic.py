@@ -85,19 +85,17 @@ def test_rows_are_well_formed_and_the_official_rule_gives_the_same_alignment():
 
 
 def test_words_and_ids():
-    words, ids = SMALL.words(), SMALL.vocabulary()
-    text_ids = SMALL.text_ids
-    assert len(words) == len(ids) == SMALL.vocab_size == text_ids.vocab_size
-    assert (words[text_ids.cls], words[text_ids.pad], words[text_ids.sep]) == ("<s>", "<pad>", "</s>")
-    assert words[3] == "<unk>" and words[text_ids.mask] == words[-1] == "<mask>"
-    assert words[text_ids.random_low - 1] == "<unk>" and words[text_ids.random_high] == "<mask>"
+    words, tokenizer, text_ids = SMALL.words(), SMALL.tokenizer(), SMALL.tokenizer().text_ids
+    assert text_ids.vocab_size == SMALL.vocab_size == len(words) + 5 and len(set(words)) == len(words)
     assert len(WORD_MEANS) == sum(3 * size for size in world.SIZES.values()), "no word has two meanings"
+    assert not set(world.GRAMMAR) & set(WORD_MEANS)
     for video in read_all(SMALL):
         for subtitle, tokens in zip(video.subtitles, video.token_ids, strict=True):
-            assert subtitle.text == " ".join(words[token] for token in tokens) == subtitle.text.lower()
+            assert subtitle.text == tokenizer.decode(tokens) == subtitle.text.lower()
             assert all(text_ids.random_low <= token < text_ids.random_high for token in tokens)
     for note in SMALL.annotations():
-        assert note.text == " ".join(words[token] for token in note.tokens)
+        assert note.text == tokenizer.decode(note.tokens)
+        assert list(note.answers) == [tokenizer.decode(tokens) for tokens in note.answers_tokens or []]
 
 
 def test_the_story_follows_its_rules():
@@ -165,8 +163,12 @@ def test_annotations_come_from_the_same_story():
             assert len(said.items() - scene.values.items()) == 1 - note.label
         else:
             assert said == scene.values
-    assert {len(ids) for ids in (list(map(id, v)) for v in by_kind.values())} == {120, 180}
-    assert len(by_kind["moments"]) == (20 + 10 + 30) * 3
+    assert {kind: len(notes) for kind, notes in by_kind.items()} == {
+        "moments": 180,
+        "questions": 120,
+        "statements": 120,
+        "captions": 120,
+    }
     labels = [note.label for note in by_kind["statements"]]
     assert 0.3 < np.mean(labels) < 0.7
     assert set(note.label for note in by_kind["questions"]) == set(range(5))
@@ -284,6 +286,5 @@ def test_empty_corpus_and_unknown_ids():
 
 
 def test_vocabulary_grows_with_fillers_only():
-    wide = replace(SMALL, vocab_size=5000)
-    words = wide.words()
-    assert len(set(words)) == 5000 and words[:160] == SMALL.words()[:160] and words[-1] == "<mask>"
+    words = replace(SMALL, vocab_size=5000).words()
+    assert len(set(words)) == len(words) == 4995 and words[: len(SMALL.words())] == SMALL.words()
