@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hero_model.config import HeroConfig
-from hero_model.nn.embeddings import PositionEmbedding, word_scores
+from hero_model.nn.embeddings import PositionEmbedding
 from hero_model.nn.layers import AttentionBlock, LayerNorm, Mlp, Projection, init_normal
 from hero_model.packed.batch import Layout
 
@@ -34,7 +34,9 @@ class LmHead(nn.Module):
 
     def forward(self, hidden_MD: Tensor, words_VD: Tensor) -> Tensor:
         """`[M, D]` states to `[M, vocab_size - vocab_pad]` scores."""
-        return word_scores(self.norm(F.gelu(self.dense(hidden_MD))), words_VD, self.bias, self.vocab_pad)
+        num_words = words_VD.shape[0] - self.vocab_pad
+        x_MD = self.norm(F.gelu(self.dense(hidden_MD)))
+        return F.linear(x_MD, words_VD[:num_words], self.bias[:num_words])
 
 
 class FrameHead(Mlp):
@@ -64,7 +66,7 @@ class SpanLogits(NamedTuple):
 class QueryHead(nn.Module):
     """Turns query states into one vector each and scores moments with it.
 
-    It lies outside `v_encoder`, so it keeps PyTorch's default initialisation (hero.md 1.13): positions start at N(0, 1).
+    It lies outside `v_encoder`, so it keeps PyTorch's own initialisation (hero.md 1.13): positions start at N(0, 1).
     """
 
     def __init__(self, cfg: HeroConfig) -> None:
@@ -91,7 +93,7 @@ class QueryHead(nn.Module):
         x_TD = self.attention(self.embedding(self.project(hidden_TD), layout.positions), layout)
         weights_T = self.pool(x_TD).squeeze(-1).to(x_TD.dtype)
         pooled = [
-            torch.linalg.vecdot(weights_NL.softmax(-1).unsqueeze(-1), x_NLD, dim=1)
+            (weights_NL.softmax(-1).unsqueeze(-1) * x_NLD).sum(1)
             for weights_NL, x_NLD in zip(_by_run(weights_T, layout), _by_run(x_TD, layout), strict=True)
         ]
         return torch.cat(pooled)
@@ -110,16 +112,14 @@ class QueryHead(nn.Module):
         Returns:
             Packed logits `[P]`, query after query.
         """
-        lengths = np.repeat(*np.array(clips.runs, dtype=np.int64).reshape(-1, 2).T)
         own = np.asarray(video_of_query)
+        lengths = np.repeat(*np.array(clips.runs).reshape(-1, 2).T)
         layout = Layout.of(lengths[own])
-        first_frame = (np.cumsum(lengths) - lengths)[own]
-        frame_P = torch.from_numpy(np.repeat(first_frame, lengths[own])) + layout.positions
-        query_P = torch.from_numpy(np.repeat(np.arange(len(own)), lengths[own]))
-        device = frames_FD.device
-        layout, frame_P, query_P = (x.to(device, non_blocking=True) for x in (layout, frame_P, query_P))
-        similarity_QF = self._similarity(query_QD, frames_FD)
-        similarity_P = similarity_QF.flatten().index_select(0, query_P * frames_FD.shape[0] + frame_P)
+        query = np.repeat(np.arange(len(own)), lengths[own])
+        frame = (np.cumsum(lengths) - lengths)[own][query] + layout.positions.numpy()
+        cell_P = torch.from_numpy(query * frames_FD.shape[0] + frame).to(frames_FD.device, non_blocking=True)
+        layout = layout.to(frames_FD.device, non_blocking=True)
+        similarity_P = self._similarity(query_QD, frames_FD).flatten().index_select(0, cell_P)
         return SpanLogits(*self._smooth(similarity_P, layout.positions), layout)
 
     def span_logits_all(self, query_QD: Tensor, frames_FD: Tensor, clips: Layout) -> tuple[Tensor, Tensor]:
