@@ -165,7 +165,7 @@ class SyntheticSource:
                 Subtitle(item.start * self.interval_s + margin, item.stop * self.interval_s - margin, text)
                 for item, text in zip(said, texts, strict=True)
             ],
-            token_ids=tokenizer.encode(texts, "subtitle"),
+            token_ids=tokenizer.encode(texts, "sub"),
             segment_frames=[list(range(item.start, item.stop)) for item in said],
         )
 
