@@ -1,4 +1,4 @@
-"""The building blocks of the padded oracle: plain functions over a dict of weights with official names (hero.md 1.3-1.7).
+"""The building blocks of the padded oracle: functions over a dict of weights with official names (hero.md 1.3-1.7).
 
 Legend: N sequences, L padded length, D hidden, H heads.
 """

@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from oracle.layers import (
     OUTER_EPS,
     Weights,
@@ -28,6 +26,7 @@ from oracle.layers import (
     table,
     transformer,
 )
+from torch import Tensor
 
 Batch = Mapping[str, Any]
 

@@ -1,4 +1,4 @@
-"""The objectives over the padded oracle (hero.md 3.4-3.7, 4.2, 4.3). Each takes an official batch and returns its outputs.
+"""The objectives over the padded oracle (hero.md 3.4-3.7, 4.2, 4.3): an official batch to its outputs.
 
 Keys of the results are those of the golden out_*.safetensors. `total` is the scalar that training differentiates.
 """
@@ -10,10 +10,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from oracle.layers import OUTER_EPS, layer_norm, linear, mlp
 from oracle.model import Batch, Oracle
+from torch import Tensor
 
 Outputs = dict[str, Tensor]
 

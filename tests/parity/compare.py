@@ -60,6 +60,23 @@ def gradient(name: str, got: Tensor, want: Tensor, total: float) -> float:
     return _close(name, (got.double() - want.double()).abs().max().item(), want.abs().max().item(), total)
 
 
+def all_gradients(got: Mapping[str, Tensor | None], want: Mapping[str, Tensor | None], total: float) -> float:
+    """Compare two full sets of gradients; returns the largest relative error.
+
+    Where one side gives no gradient (a head or an encoder the batch never reached), the other must be exactly zero.
+    """
+    assert set(got) == set(want), f"parameters differ: {sorted(set(got) ^ set(want))[:5]}"
+    largest = 0.0
+    for name, expected in want.items():
+        actual = got[name]
+        if actual is None or expected is None:
+            present = expected if actual is None else actual
+            assert present is None or not present.any(), f"{name}: a gradient on one side only"
+            continue
+        largest = max(largest, gradient(name, actual, expected, total))
+    return largest
+
+
 def statistics(got: Mapping[str, Tensor | None], want: Mapping[str, Any], total: float) -> float:
     """Compare gradients with stored {norm, sum, absmax, head}; None must be None. Returns the largest error."""
     largest = 0.0

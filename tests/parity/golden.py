@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
-
 from oracle.model import Batch, Heads
 from oracle.tasks import Ranking
+from safetensors.torch import load_file
+from torch import Tensor
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -214,6 +213,16 @@ def heads(folder: Path) -> Heads:
     """Head counts of a set, one per stack."""
     config = model_config(folder)
     return Heads(*(config[part]["num_attention_heads"] for part in ("f_config", "c_config", "q_config")))
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """What random examples for a set's weights need to know."""
+    stored = _weights(folder / "weights_pretrain.safetensors")
+    return {
+        "vocab": read_json(folder / "spec.json")["spec"]["vocab_raw"],
+        "width": stored["v_encoder.mask_embedding.weight"].shape[1],
+        "fom_classes": len(stored["v_encoder.fom_output.linear_2.bias"]),
+    }
 
 
 def vocab_pad(case: Case) -> int:

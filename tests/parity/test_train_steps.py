@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import optim, tasks
+from oracle import optim
 from oracle.model import Oracle
 from parity import compare, golden, run
 

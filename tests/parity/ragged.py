@@ -1,0 +1,81 @@
+"""Random ragged examples: every awkward shape the packed layout must get right, from a seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from oracle.collate import Query, Segment, Video
+
+CLS, SEP, FIRST_WORD = 0, 2, 4
+SEEDS = range(4)
+
+
+def videos(task: str, seed: int, *, vocab: int, width: int, fom_classes: int, num_videos: int) -> list[Video]:
+    """Clips with unmatched frames, wordless and one-word segments, segments without frames, and a one-frame clip.
+
+    Queries are subtitles of their video (their text is gone from the clip), two per video for `vsm`, else one.
+    """
+    rng = np.random.default_rng([seed, num_videos, sum(task.encode())])
+    lengths = rng.integers(2, min(14, fom_classes), size=num_videos)
+    if num_videos > 1:
+        lengths[rng.integers(num_videos)] = 1
+    return [_video(rng, task, int(length), vocab, width) for length in lengths]
+
+
+def _video(rng: np.random.Generator, task: str, length: int, vocab: int, width: int) -> Video:
+    frames = torch.from_numpy(rng.standard_normal((length, width), dtype=np.float32))
+    segments = _segments(rng, length, vocab)
+    if task == "mlm":
+        return Video(frames, [_masked(rng, segment, vocab) for segment in segments])
+    if task in ("mfm-nce", "mffr"):
+        mask = rng.random(length) < 0.4
+        mask[rng.integers(length)] = True
+        return Video(frames, segments, mask=mask.tolist())
+    if task == "fom":
+        return _shuffled(rng, Video(frames, segments))
+    return _with_queries(rng, Video(frames, segments), 2 if task == "vsm" else 1, vocab)
+
+
+def _words(rng: np.random.Generator, vocab: int, at_least: int = 0) -> list[int]:
+    return rng.integers(FIRST_WORD, vocab, size=rng.integers(at_least, 7)).tolist()
+
+
+def _segments(rng: np.random.Generator, length: int, vocab: int) -> list[Segment]:
+    """Disjoint runs of frames with gaps between them; the second segment owns no frame and has one word."""
+    owner = np.sort(rng.integers(0, 4, size=length))
+    owner[rng.random(length) < 0.25] = -1  # frames of no subtitle
+    segments = []
+    for number in range(4):
+        indices = np.flatnonzero(owner == number).tolist()
+        if indices or number == 3:
+            segments.append(Segment([SEP, *_words(rng, vocab)], indices))
+    segments.insert(1, Segment([SEP, *rng.integers(FIRST_WORD, vocab, size=1).tolist()], []))
+    return segments
+
+
+def _masked(rng: np.random.Generator, segment: Segment, vocab: int) -> Segment:
+    words = segment.text[1:] or _words(rng, vocab, at_least=1)
+    chosen = rng.random(len(words)) < 0.4
+    chosen[0] |= not chosen.any()
+    seen = [int(rng.integers(FIRST_WORD, vocab)) if c else w for w, c in zip(words, chosen, strict=True)]
+    labels = [w if c else -1 for w, c in zip(words, chosen, strict=True)]
+    return Segment([CLS, *seen], segment.frames, [-1, *labels])
+
+
+def _shuffled(rng: np.random.Generator, video: Video) -> Video:
+    length = len(video.frames)
+    selected = np.flatnonzero(rng.random(length) < 0.6) if length > 1 else np.array([0])
+    order, targets = np.arange(length), np.full(length, -1)
+    order[selected] = rng.permutation(selected)
+    targets[order[selected]] = selected
+    return Video(video.frames, video.segments, order=order.tolist(), targets=targets.tolist())
+
+
+def _with_queries(rng: np.random.Generator, video: Video, count: int, vocab: int) -> Video:
+    length = len(video.frames)
+    queries = []
+    for _ in range(count):
+        start = int(rng.integers(length))
+        end = min(max(start + 1, int(rng.integers(length))), length - 1)
+        queries.append(Query([CLS, *_words(rng, vocab)], (start, end)))
+    return Video(video.frames, video.segments, queries=tuple(queries))

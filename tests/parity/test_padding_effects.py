@@ -1,0 +1,46 @@
+"""The oracle's switch: off, more padding changes nothing; on, it changes exactly the two results of hero.md 1.15."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracle.model import Oracle
+from parity import compare, examples, golden, ragged, run
+from torch.nn.functional import pad
+
+EXTRA = 3
+SETTINGS = [case for case in golden.cases() if not case.is_solo and case.name.startswith("pretrain/")]
+
+
+def padded(batch):
+    """The same batch with clips `EXTRA` slots longer."""
+    longer = {
+        "c_v_feats": pad(batch["c_v_feats"], (0, 0, 0, EXTRA)),
+        "c_attn_masks": pad(batch["c_attn_masks"], (0, EXTRA)),
+    }
+    if "c_v_masks" in batch:
+        longer["c_v_masks"] = pad(batch["c_v_masks"], (0, EXTRA))
+    if "shuffled_orders" in batch:
+        num, length = batch["shuffled_orders"].shape
+        slots = torch.arange(length, length + EXTRA).expand(num, EXTRA)
+        longer["shuffled_orders"] = torch.cat([batch["shuffled_orders"], slots], dim=1)
+        longer["targets"] = pad(batch["targets"], (0, EXTRA), value=-1)
+    return {**batch, **longer}
+
+
+@pytest.mark.parametrize("case", [c for c in SETTINGS if c.task != "mlm"], ids=lambda case: case.id)
+def test_more_padding(case):
+    sizes = golden.sizes(case.set)
+    batch = examples.batch(case.task, ragged.videos(case.task, 0, num_videos=3, **sizes))
+    for padding_effects, changes in ((False, False), (True, case.task in ("mfm-nce", "vsm"))):
+        weights = golden.weights(case.set)
+        oracle = Oracle(weights, golden.heads(case.set), padding_effects)
+        losses = [run.oracle(case, oracle, b)["total"] for b in (batch, padded(batch))]
+        grads = [compare.gradients_of(loss, weights) for loss in losses]
+        difference = abs(losses[0].item() / losses[1].item() - 1)
+        total = compare.total_norm(grads[0])
+        if changes:
+            assert difference > 1e-4
+            continue
+        assert difference <= compare.OUTPUT
+        compare.all_gradients(grads[1], grads[0], total)
