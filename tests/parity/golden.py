@@ -154,6 +154,11 @@ def cases() -> list[Case]:
     return [case for folder in sets() for case in (*_padded_cases(folder), *_solo_cases(folder))]
 
 
+def pretraining(folder: Path) -> dict[str, Case]:
+    """The padded pre-training cases of a set by their names in `train_steps.json`: mlm, mfm-nce, ..."""
+    return {case.name.split("/")[1]: case for case in _padded_cases(folder) if case.name.startswith("pretrain/")}
+
+
 def files(pattern: str) -> list[Path]:
     """Files or folders of the sets (`*/...` matched below each set), for kinds that are not batches."""
     return sorted(path for folder in sets() for path in folder.glob(pattern))

@@ -1,9 +1,14 @@
-"""Some optimizer updates in a row: losses, gradient norms, rates and final weights as the official code had them."""
+"""Some optimizer updates in a row: losses, gradient norms, rates and final weights as the official code had them.
+
+The losses come from the oracle: the order contains the two results that depend on padding. The updates are made by the
+oracle's own optimizer and by the product's. The packed model's turn is in test_packed_steps.py.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from hero_platform.train import optim as product
 from oracle import optim
 from oracle.model import Oracle
 from parity import compare, golden, run
@@ -11,38 +16,64 @@ from parity import compare, golden, run
 PATHS = golden.files("pretrain/train_steps*.json")
 
 
-def first_cases(folder):
-    """The padded pre-training case of every task name in an `order`."""
-    found = {case.name: case for case in golden.cases() if case.set == folder and not case.is_solo}
-    return {task: found[f"pretrain/{task}"] for task in ("mlm", "mfm-nce", "fom", "vsm", "mffr")}
+class OracleUpdate:
+    """One parameter at a time, gradients as a dict."""
 
+    def __init__(self, weights, opts, zero_filled):
+        self.weights, self.opts, self.zero_filled = weights, opts, zero_filled
+        self.adamw = optim.AdamW(tuple(opts["betas"]), opts["weight_decay"])
+        self.seen: dict[str, torch.Tensor] = {}
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parts[-3]}:{path.stem}")
-def test_oracle(path, errors):
-    stored = golden.read_json(path)
-    opts, folder = stored["opts"], path.parents[1]
-    copies = 2 if "accum2" in path.name else 1
-    order = stored.get("order", ["mlm"] * len(stored["log"]))
-    weights = golden.weights(folder)
-    oracle, cases = Oracle(weights, golden.heads(folder)), first_cases(folder)
-    adamw = optim.AdamW(tuple(opts["betas"]), opts["weight_decay"])
-    grads: dict[str, torch.Tensor] = {}
-    largest = 0.0
-    for task, log in zip(order, stored["log"], strict=True):
-        case = cases[task]
-        loss = copies * run.oracle(case, oracle, golden.read_batch(case.batch))["total"]
-        largest = max(largest, compare.number("loss", loss.item(), log["loss"], compare.OUTPUT))
-        fresh = {name: g for name, g in compare.gradients_of(loss, weights).items() if g is not None}
+    def step(self, grads, update):
         # Officially a gradient once there stays, filled with zeros, so its weight keeps drifting (hero.md 3.3).
-        kept = {} if stored["zero_grad_set_to_none"] else {name: torch.zeros_like(g) for name, g in grads.items()}
-        grads = kept | fresh
-        clipped, norm = optim.clip(grads, opts["grad_norm"])
-        compare.number("gradient norm", norm, log["grad_norm_before_clip"], compare.GRADIENT)
+        kept = {name: torch.zeros_like(grad) for name, grad in self.seen.items()} if self.zero_filled else {}
+        self.seen = kept | grads
+        clipped, norm = optim.clip(self.seen, self.opts["grad_norm"])
         rate = optim.learning_rate(
-            log["global_step"], opts["learning_rate"], opts["warmup_steps"], opts["num_train_steps"]
+            update, self.opts["learning_rate"], self.opts["warmup_steps"], self.opts["num_train_steps"]
         )
-        assert log["lr_groups"] == pytest.approx([rate] * 4, rel=1e-12)
-        adamw.step(weights, clipped, rate)
-    errors.note("oracle on losses", path.stem, str(path), largest)
-    final = compare.weights(weights, stored["final_params"])
-    errors.note("oracle on weights", path.stem, str(path), final)
+        self.adamw.step(self.weights, clipped, rate)
+        return norm, [rate]
+
+
+class ProductUpdate:
+    """`hero_platform.train.optim` on the same weights."""
+
+    def __init__(self, weights, opts, zero_filled):
+        self.weights, self.opts = weights, opts
+        trained = [(name, weight) for name, weight in weights.items() if weight.requires_grad]
+        groups = product.param_groups(trained, lambda name: name, weight_decay=opts["weight_decay"])
+        self.adamw = product.OfficialAdamW(groups, betas=tuple(opts["betas"]), zero_filled_grads=zero_filled)
+
+    def step(self, grads, update):
+        for name, weight in self.weights.items():
+            weight.grad = grads.get(name)
+        norm = product.clip_gradients(self.weights.values(), self.opts["grad_norm"])
+        rate = product.learning_rate(
+            update,
+            peak=self.opts["learning_rate"],
+            warmup=self.opts["warmup_steps"],
+            total=self.opts["num_train_steps"],
+        )
+        product.set_learning_rate(self.adamw, rate)
+        self.adamw.step()
+        return norm.item(), [group["lr"] for group in self.adamw.param_groups]
+
+
+@pytest.mark.parametrize("update", [OracleUpdate, ProductUpdate])
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parts[-3]}:{path.stem}")
+def test_updates(path, update, errors):
+    stored, folder = golden.read_json(path), path.parents[1]
+    copies = 2 if "accum2" in path.name else 1
+    weights, cases = golden.weights(folder), golden.pretraining(folder)
+    oracle = Oracle(weights, golden.heads(folder))
+    updates = update(weights, stored["opts"], not stored["zero_grad_set_to_none"])
+    for task, log in zip(stored.get("order", ["mlm"] * len(stored["log"])), stored["log"], strict=True):
+        loss = copies * run.oracle(cases[task], oracle, golden.read_batch(cases[task].batch))["total"]
+        error = compare.number("loss", loss.item(), log["loss"], compare.OUTPUT)
+        grads = {name: grad for name, grad in compare.gradients_of(loss, weights).items() if grad is not None}
+        norm, rates = updates.step(grads, log["global_step"])
+        compare.number("gradient norm", norm, log["grad_norm_before_clip"], compare.GRADIENT)
+        assert rates == pytest.approx(log["lr_groups"][: len(rates)], rel=1e-12)
+        errors.note("oracle losses", path.stem, str(path), error)
+    errors.note(f"{update.__name__} weights", path.stem, str(path), compare.weights(weights, stored["final_params"]))
