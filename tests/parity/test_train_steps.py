@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hero_platform.train import optim as product
 from oracle import optim
 from oracle.model import Oracle
 from parity import compare, golden, run
+
+from hero_platform.train import optim as product
 
 PATHS = golden.files("pretrain/train_steps*.json")
 
