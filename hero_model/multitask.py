@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from hero_model.config import HeroConfig
 from hero_model.hero import Hero
-from hero_model.tasks.base import At, Task, TaskOutput
+
+if TYPE_CHECKING:
+    from hero_model.tasks.base import At, Task, TaskOutput
 
 
 class MultiTaskHero(nn.Module):
