@@ -1,0 +1,126 @@
+"""Decoders for foreign files that can never execute anything (design D6): numbers and text only, sizes bounded.
+
+Every failure, whatever the crafted or damaged input, is a ValueError with a reason that fits a reject.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+
+MAX_TEXT_BYTES = 64 << 20  # one unpacked text record
+MAX_ARRAY_BYTES = 2 << 30  # one feature array; a day of video at 1.5 s and 4352 float32 columns is 1 GB
+# What zipfile, zlib and NumPy's header parser raise on damaged or crafted input, besides ValueError.
+_DAMAGED_ZIP = (
+    *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, tokenize.TokenError, OSError, EOFError, SyntaxError),
+    *(NotImplementedError, RuntimeError, MemoryError, OverflowError, TypeError, KeyError, IndexError),
+)
+_NUMERIC = re.compile(r"[<>|=]?[iuf][1248]")
+
+
+def unpack_text(value: bytes | memoryview) -> Any:
+    """Decode an lz4 frame of msgpack with text, numbers, lists and maps (hero.md 5.1)."""
+    import lz4.frame
+
+    stream = lz4.frame.LZ4FrameDecompressor()
+    try:
+        data = stream.decompress(bytes(value), max_length=MAX_TEXT_BYTES)
+    except (RuntimeError, EOFError, MemoryError) as error:
+        raise ValueError(f"not a readable lz4 frame: {error}") from error
+    if not stream.eof:
+        raise ValueError(f"the lz4 frame is truncated, or larger than {MAX_TEXT_BYTES >> 20} MiB")
+    return _unpack(data)
+
+
+def unpack_array(value: bytes | memoryview, key: str) -> np.ndarray:
+    """Decode the array under `key` of a msgpack map with msgpack-numpy arrays (hero.md 5.4)."""
+    record = _unpack(value)
+    array = record.get(key) if isinstance(record, dict) else None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"no array {key!r} in the record")
+    return array
+
+
+def read_npz(data: bytes | memoryview | BinaryIO, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Read these arrays of an `.npz`, and no others (files of old NumPy also hold one named `allow_pickle`)."""
+    stream = io.BytesIO(data) if isinstance(data, bytes | memoryview) else data
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            return {name: _read_member(archive, name) for name in names}
+    except _DAMAGED_ZIP as error:
+        raise ValueError(f"not a readable .npz: {error or type(error).__name__}") from error
+
+
+def npz_names(data: BinaryIO) -> list[str]:
+    """Names of the arrays in an `.npz`, without reading them."""
+    try:
+        with zipfile.ZipFile(data) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    except _DAMAGED_ZIP as error:
+        raise ValueError(f"not a readable .npz: {error or type(error).__name__}") from error
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    try:
+        member = archive.getinfo(f"{name}.npy")
+    except KeyError:
+        present = ", ".join(archive.namelist()[:5]) or "nothing"
+        raise ValueError(f"no array {name!r} in the .npz, only {present}") from None
+    if member.file_size > MAX_ARRAY_BYTES:
+        raise ValueError(f"array {name!r} is {member.file_size} bytes, more than the limit of {MAX_ARRAY_BYTES}")
+    with archive.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"array {name!r} has .npy version {version}, known are 1.0 and 2.0")
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = read_header(stream)
+        if dtype.kind not in "iuf":
+            raise ValueError(f"array {name!r} holds {dtype} (objects or text), not numbers: refused")
+        size = math.prod(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or size > MAX_ARRAY_BYTES:
+            raise ValueError(f"array {name!r} claims the shape {shape}")
+        content = stream.read(size + 1)
+    if len(content) != size:
+        raise ValueError(f"array {name!r} of shape {shape} needs {size} bytes, the file has {member.file_size}")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran_order else "C")
+
+
+def _unpack(data: bytes | memoryview) -> Any:
+    import msgpack
+
+    try:
+        return msgpack.unpackb(data, raw=False, object_hook=_numpy_hook, ext_hook=_refuse_extension)
+    except (msgpack.UnpackException, msgpack.StackError, UnicodeDecodeError, TypeError, RecursionError) as error:
+        raise ValueError(f"not readable msgpack: {error or type(error).__name__}") from error
+
+
+def _refuse_extension(code: int, _: bytes) -> Any:
+    raise ValueError(f"msgpack extension type {code}: refused")
+
+
+def _numpy_hook(record: Mapping[Any, Any]) -> Any:
+    """Turn msgpack-numpy's map into an array if it is numeric; its object arrays are pickles and are refused."""
+    if b"nd" not in record:
+        if b"complex" in record:
+            raise ValueError("complex numbers in the record: refused")
+        return record
+    kind = record.get(b"kind", b"")
+    dtype = record.get(b"type")
+    dtype = dtype.decode("ascii", "replace") if isinstance(dtype, bytes) else dtype
+    if kind not in (b"", "") or not isinstance(dtype, str) or not _NUMERIC.fullmatch(dtype):
+        raise ValueError(f"an array of type {dtype!r} and kind {kind!r} (objects or records), not numbers: refused")
+    shape = record.get(b"shape", []) if record[b"nd"] else []
+    data = record.get(b"data")
+    if not isinstance(data, bytes) or not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise ValueError("damaged msgpack-numpy array")
+    if len(data) != math.prod(shape) * np.dtype(dtype).itemsize:
+        raise ValueError(f"truncated array: shape {shape} of {dtype} does not fit {len(data)} bytes")
+    return np.frombuffer(data, np.dtype(dtype)).reshape(shape)

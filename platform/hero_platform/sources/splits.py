@@ -1,0 +1,62 @@
+"""Which split a video belongs to, from files that list ids (hero.md 5.6)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from hero_platform import files
+
+UNLISTED = "unlisted"  # split of videos that no split file names: kept, read by no recipe unless asked for
+_SPLIT_SUFFIX = re.compile(r"_((?:train|val|valid|dev|test)(?:_\w+)?)$")
+
+
+def split_of_name(name: str) -> str:
+    """The split a file name ends in: `tv_train.json` -> train, `tvr_test_public.db` -> test_public.
+
+    Raises:
+        ValueError: it ends in no split.
+    """
+    stem = re.sub(r"\.(json|jsonl|db)$", "", name)
+    found = _SPLIT_SUFFIX.search(f"_{stem}")
+    if not found:
+        raise ValueError(f"{name}: the name ends in no split (train, val, test, ...); write SPLIT=PATH")
+    return found[1]
+
+
+def named_path(text: str) -> tuple[str, str]:
+    """Parse `SPLIT=PATH`, or `PATH` whose name ends in the split, into (split, path)."""
+    split, equals, path = text.partition("=")
+    return (split, path) if equals and "/" not in split else (split_of_name(files.name_of(text)), text)
+
+
+def read_splits(paths: Sequence[str]) -> dict[str, str]:
+    """Read id -> split from JSON lists, each given as in `named_path`.
+
+    Raises:
+        ValueError: a file is no JSON list of ids, or names an id that another split already has.
+    """
+    split_of: dict[str, str] = {}
+    for text in paths:
+        split, path = named_path(text)
+        ids = read_json(path)
+        if not isinstance(ids, list) or not all(isinstance(video, str) for video in ids):
+            raise ValueError(f"{path}: not a JSON list of video ids")
+        for video in ids:
+            if split_of.setdefault(video, split) != split:
+                raise ValueError(f"{path}: video {video} is already in split {split_of[video]}")
+    return split_of
+
+
+def read_json(path: str) -> object:
+    """Parse a JSON file of a source.
+
+    Raises:
+        ValueError: it is not there or does not parse.
+    """
+    try:
+        return files.read_json(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: not there") from None
+    except (ValueError, RecursionError, OSError) as error:
+        raise ValueError(f"{path}: not readable JSON: {error}") from error
