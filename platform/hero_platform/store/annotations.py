@@ -1,0 +1,117 @@
+"""Annotation tables: the examples of downstream tasks, one Arrow file per kind and split beside a store's shards.
+
+A table is named by its content (`<split>-<digest12>.arrow`) and `<split>.json` says which one is current, so tables can
+be added to a finished store without touching what its digest covers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+
+from hero_model.packed.draw import hash_id
+from hero_model.text import Variant
+from hero_platform import files
+from hero_platform.sources.base import Annotation, Reject
+from hero_platform.store.manifest import ANNOTATIONS
+from hero_platform.store.schema import ANNOTATION_SCHEMA
+from hero_platform.store.tokens import TokenizerSpec, tokenise
+
+
+def write_annotations(
+    root: str, examples: Iterable[Annotation | Reject], tokenizer: TokenizerSpec, known: set[str], where: str
+) -> list[Reject]:
+    """Write every table of `examples` and return the examples left out (bad, repeated, or about an unknown video).
+
+    Args:
+        root: the store.
+        examples: in any order; a table keeps theirs.
+        tokenizer: for texts that come without tokens.
+        known: ids of the store's videos. An example of another video is kept, since its video may have been rejected
+            on purpose, but it is counted in the table's entry.
+        where: which source, for the rejects.
+    """
+    tables: dict[tuple[str, str], dict[str, Annotation]] = defaultdict(dict)
+    rejects: list[Reject] = []
+    for example in examples:
+        if isinstance(example, Reject):
+            rejects.append(example)
+            continue
+        table = tables[example.kind, example.split]
+        if example.id in table:
+            rejects.append(Reject(example.id, where, f"duplicate id in {example.kind} {example.split}"))
+        elif example.start_s < 0 or example.end_s < example.start_s:
+            rejects.append(
+                Reject(example.id, where, f"time span {example.start_s:g} - {example.end_s:g} s runs backwards")
+            )
+        else:
+            table[example.id] = example
+    for (kind, split), table in sorted(tables.items()):
+        _write_table(root, kind, split, list(table.values()), tokenizer, known)
+    return rejects
+
+
+def table_entries(root: str) -> list[dict[str, Any]]:
+    """Entries (kind, split, file, sha256, counts) of all current tables of a store, sorted by kind and split."""
+    folder = files.join(root, ANNOTATIONS)
+    return [
+        files.read_json(files.join(folder, kind, name))
+        for kind in files.listdir(folder)
+        for name in files.listdir(files.join(folder, kind))
+        if name.endswith(".json")
+    ]
+
+
+def _write_table(
+    root: str, kind: str, split: str, rows: list[Annotation], tokenizer: TokenizerSpec, known: set[str]
+) -> None:
+    """Write one table and then its entry."""
+    variant: Variant = "tvc" if kind == "captions" else "query"
+    columns: dict[str, list[Any]] = {
+        "id": [row.id for row in rows],
+        "key": [hash_id(row.id) for row in rows],
+        "video": [row.video for row in rows],
+        "text": [row.text for row in rows],
+        "tokens": [tokenise(tokenizer, [row.text], variant)[0] if row.tokens is None else row.tokens for row in rows],
+        "start_s": [row.start_s for row in rows],
+        "end_s": [row.end_s for row in rows],
+        "answers": [list(row.answers) for row in rows],
+        "answers_tokens": [
+            tokenise(tokenizer, row.answers, variant) if row.answers_tokens is None else row.answers_tokens
+            for row in rows
+        ],
+        "label": [row.label for row in rows],
+    }
+    batch = pa.record_batch(
+        [pa.array(columns[field.name], field.type) for field in ANNOTATION_SCHEMA], schema=ANNOTATION_SCHEMA
+    )
+    data = ipc_bytes(batch)
+    digest = hashlib.sha256(data).hexdigest()
+    folder = files.join(root, ANNOTATIONS, kind)
+    name = f"{split}-{digest[:12]}.arrow"
+    files.makedirs(folder)
+    files.write_bytes(files.join(folder, name), data)
+    videos = {row.video for row in rows if row.video}
+    entry = {
+        "kind": kind,
+        "split": split,
+        "file": name,
+        "sha256": digest,
+        "num_rows": len(rows),
+        "num_videos": len(videos),
+        "num_without_video": sum(bool(row.video) and row.video not in known for row in rows),
+        "num_hidden_video": sum(not row.video for row in rows),
+    }
+    files.write_json(files.join(folder, f"{split}.json"), entry)
+
+
+def ipc_bytes(batch: pa.RecordBatch) -> bytes:
+    """A whole Arrow IPC file of one record batch."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as stream:
+        stream.write_batch(batch)
+    return sink.getvalue().to_pybytes()

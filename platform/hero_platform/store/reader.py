@@ -1,0 +1,376 @@
+"""Read a store by row: memory-mapped shards, zero-copy views, batches by concatenating buffers (design D2, D7, D8).
+
+Legend: B videos, S segments, F frames of all videos, T tokens, K frames that belong to a segment, V feature width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from hero_model.config import TextIds
+from hero_model.packed.batch import Notes, VideoRows
+from hero_platform import files
+from hero_platform.store.annotations import table_entries
+from hero_platform.store.cache import ShardCache
+from hero_platform.store.manifest import ANNOTATIONS, INDEX, REJECTS, Manifest
+
+if TYPE_CHECKING:
+    import ray.data
+
+
+@dataclass(frozen=True)
+class StoreIndex:
+    """One entry per video, in the order of the store's rows."""
+
+    table: pa.Table
+    keys: np.ndarray  # [N] uint64, hash of the id
+    shards: np.ndarray  # [N] int32
+    rows: np.ndarray  # [N] int32, inside its shard
+    durations_s: np.ndarray  # [N] float64
+    num_frames: np.ndarray  # [N] int32
+    num_segments: np.ndarray  # [N] int32
+    num_tokens: np.ndarray  # [N] int32
+
+    @classmethod
+    def of(cls, table: pa.Table) -> StoreIndex:
+        """Views of the columns of `schema.INDEX_SCHEMA`."""
+        names = ("key", "shard", "row", "duration_s", "num_frames", "num_segments", "num_tokens")
+        return cls(table, *(_numpy(table.column(name)) for name in names))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """[N] strings, as objects."""
+        return self.table.column("id").to_numpy(zero_copy_only=False)
+
+    @cached_property
+    def splits(self) -> np.ndarray:
+        """[N] strings, as objects."""
+        return np.asarray(self.table.column("split").to_pylist(), dtype=object)
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """Row of each id."""
+        return {key: row for row, key in enumerate(self.ids)}
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """NumPy views on one mapped shard; every offset array has one entry more than what it counts."""
+
+    interval_s: np.ndarray
+    frames: np.ndarray  # [F, V]
+    frame_offsets: np.ndarray  # per row
+    tokens: np.ndarray
+    row_token_offsets: np.ndarray
+    segment_num_tokens: np.ndarray
+    segment_num_frames: np.ndarray
+    segment_offsets: np.ndarray  # per row
+    segment_frames: np.ndarray
+    row_segment_frame_offsets: np.ndarray
+
+    @classmethod
+    def open(cls, path: str) -> _Shard:
+        """Map a shard file. Nothing is read yet but its footer."""
+        batch = pa.ipc.open_file(pa.memory_map(path)).get_batch(0)
+        frames = batch.column("frames")
+        vectors = frames.values
+        width = vectors.type.list_size
+        return cls(
+            interval_s=_numpy(batch.column("interval_s")),
+            frames=_numpy(vectors.values).reshape(-1, width),
+            frame_offsets=_numpy(frames.offsets),
+            tokens=_numpy(batch.column("tokens").values),
+            row_token_offsets=_numpy(batch.column("tokens").offsets),
+            segment_num_tokens=_numpy(batch.column("segment_num_tokens").values),
+            segment_num_frames=_numpy(batch.column("segment_num_frames").values),
+            segment_offsets=_numpy(batch.column("segment_num_tokens").offsets),
+            segment_frames=_numpy(batch.column("segment_frames").values),
+            row_segment_frame_offsets=_numpy(batch.column("segment_frames").offsets),
+        )
+
+
+class FeatureStore:
+    """A finished store. Threads may share one; it pickles as its path (each process maps the shards itself)."""
+
+    def __init__(self, root: str, manifest: Manifest, index: StoreIndex, cache: ShardCache | None) -> None:
+        self.root = root
+        self.manifest = manifest
+        self.index = index
+        self._cache = cache
+        self._open: OrderedDict[int, _Shard] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, path: str, cache: ShardCache | None = None) -> FeatureStore:
+        """Open a store at a local path or `s3://` URL; `cache` (default `ShardCache.default()`) serves S3 only.
+
+        Raises:
+            ValueError: no store is there, it is unfinished, or its manifest or index is damaged.
+        """
+        manifest = Manifest.read(path)
+        data = files.read_bytes(files.join(path, INDEX))
+        if hashlib.sha256(data).hexdigest() != manifest.index_sha256:
+            raise ValueError(f"{files.join(path, INDEX)} does not have the digest its manifest gives: it is damaged")
+        index = StoreIndex.of(pa.ipc.open_file(pa.py_buffer(data)).read_all())
+        if files.is_remote(path):
+            cache = cache or ShardCache.default()
+        return cls(str(path), manifest, index, cache if files.is_remote(path) else None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FeatureStore.open, (self.root, None)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def digest(self) -> str:
+        """Version of the data, hex SHA-256."""
+        return self.manifest.digest
+
+    @property
+    def frame_dim(self) -> int:
+        """V."""
+        return self.manifest.frame_dim
+
+    @cached_property
+    def text_ids(self) -> TextIds:
+        """Special ids of the tokenizer the texts went through."""
+        return TextIds(**self.manifest.tokenizer["text_ids"])
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits, sorted."""
+        return sorted(set(self.index.splits))
+
+    def rows_of(self, split: str) -> np.ndarray:
+        """Rows of a split, ascending, int64.
+
+        Raises:
+            ValueError: the store has no such split.
+        """
+        rows = np.flatnonzero(self.index.splits == split)
+        if not len(rows):
+            raise ValueError(f"{self.root} has no split {split!r}, only {', '.join(self.splits)}")
+        return rows
+
+    def rows(self, indices: Sequence[int] | np.ndarray) -> VideoRows:
+        """Read B rows as one packed value; a row may repeat. Costs one copy of each buffer and no more."""
+        wanted = np.asarray(indices, dtype=np.int64)
+        shards = {int(number): self._shard(int(number)) for number in np.unique(self.index.shards[wanted])}
+        parts = [
+            _cut(shards[number], row)
+            for number, row in zip(self.index.shards[wanted].tolist(), self.index.rows[wanted].tolist(), strict=True)
+        ]
+        columns = [list(column) for column in zip(*parts, strict=True)] if parts else [[] for _ in range(6)]
+        interval_s, frames, tokens, num_tokens, num_frames, segment_frames = columns
+        dtype = np.dtype(self.manifest.dtype)
+        return VideoRows(
+            ids=tuple(self.index.ids[wanted].tolist()),
+            keys=self.index.keys[wanted],
+            interval_s=np.asarray(interval_s, dtype=np.float64),
+            frames=_concatenate(frames, np.empty((0, self.frame_dim), dtype)),
+            frame_offsets=_offsets(np.array([len(part) for part in frames], dtype=np.int64)),
+            segment_offsets=_offsets(np.array([len(part) for part in num_tokens], dtype=np.int64)),
+            tokens=_concatenate(tokens, np.empty(0, np.int32)),
+            token_offsets=_offsets(_concatenate(num_tokens, np.empty(0, np.int32))),
+            segment_frames=_concatenate(segment_frames, np.empty(0, np.int32)).astype(np.int64),
+            segment_frame_offsets=_offsets(_concatenate(num_frames, np.empty(0, np.int32))),
+        )
+
+    def annotations(self, kind: str, split: str) -> AnnotationTable:
+        """Open the current annotation table of a kind (moments, questions, statements, captions) and split.
+
+        Raises:
+            ValueError: there is no such table (the message lists those there are), or it is damaged.
+        """
+        entries = table_entries(self.root)
+        for entry in entries:
+            if (entry["kind"], entry["split"]) == (kind, split):
+                path = files.join(self.root, ANNOTATIONS, kind, entry["file"])
+                data = files.read_bytes(path)
+                if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+                    raise ValueError(f"{path} does not have the digest beside it: it is damaged")
+                return AnnotationTable.of(pa.ipc.open_file(pa.py_buffer(data)).read_all(), entry, self.index)
+        have = ", ".join(f"{entry['kind']} {entry['split']}" for entry in entries) or "none"
+        raise ValueError(f"{self.root} has no annotation table {kind} {split}; it has: {have}")
+
+    def damaged(self) -> list[str]:
+        """Hash every file the store vouches for and return a line per missing or changed one; empty is good."""
+        expected = {shard.name: shard.sha256 for shard in self.manifest.shards}
+        expected |= {INDEX: self.manifest.index_sha256, REJECTS: self.manifest.rejects_sha256}
+        for entry in table_entries(self.root):
+            expected[files.join(ANNOTATIONS, entry["kind"], entry["file"])] = entry["sha256"]
+        lines = []
+        for name, sha256 in expected.items():
+            path = files.join(self.root, name)
+            if not files.exists(path):
+                lines.append(f"{path} is missing")
+            elif (found := files.sha256_file(path)) != sha256:
+                lines.append(f"{path} has SHA-256 {found[:12]}..., the store says {sha256[:12]}...")
+        return lines
+
+    def verify(self) -> None:
+        """Check every digest.
+
+        Raises:
+            ValueError: a file is missing or changed; the message names it.
+        """
+        if lines := self.damaged():
+            raise ValueError("; ".join(lines))
+
+    def ray_dataset(self, split: str | None = None, columns: Sequence[str] | None = None) -> ray.data.Dataset:
+        """Rows of a split (or all) as a Ray Dataset with the store's columns, for bulk jobs.
+
+        Each block is read in a task from its shard. Ids and counts come first, so ask only for the columns you need.
+        """
+        import ray.data
+
+        numbers = np.arange(len(self.manifest.shards)) if split is None else self.index.shards[self.rows_of(split)]
+        names = [self.manifest.shards[number].name for number in np.unique(numbers)]
+        dataset = ray.data.from_items([{"shard": name} for name in names], override_num_blocks=len(names))
+        return dataset.map_batches(
+            _read_shard,
+            fn_args=(self.root, split, None if columns is None else list(columns)),
+            batch_size=1,
+            batch_format="pyarrow",
+        )
+
+    def shard_path(self, number: int) -> str:
+        """Local path of a shard's file, fetched through the cache when the store is on S3."""
+        shard = self.manifest.shards[number]
+        path = files.join(self.root, shard.name)
+        return path if self._cache is None else str(self._cache.fetch(path, shard.sha256, shard.num_bytes))
+
+    def _shard(self, number: int) -> _Shard:
+        """Views of a shard, opened on first use; behind a cache no more stay open than the cache may hold."""
+        with self._lock:
+            if number not in self._open:
+                self._open[number] = _Shard.open(self.shard_path(number))
+            self._open.move_to_end(number)
+            if self._cache is not None:
+                while sum(self.manifest.shards[n].num_bytes for n in self._open) > self._cache.max_bytes:
+                    self._open.popitem(last=False)
+            return self._open[number]
+
+
+@dataclass(frozen=True)
+class AnnotationTable:
+    """N examples of one kind and split, columns as in `schema.ANNOTATION_SCHEMA`."""
+
+    kind: str
+    split: str
+    table: pa.Table
+    digest: str  # hex SHA-256 of the table's file
+    keys: np.ndarray  # [N] uint64, hash of the id
+    tokens: np.ndarray  # [T] int32, text after text, without special ids
+    token_offsets: np.ndarray  # [N + 1] int64
+    spans_s: np.ndarray  # [N, 2] float64 seconds, NaN where hidden
+    labels: np.ndarray  # [N] int64, -1 where hidden
+    video_rows: np.ndarray  # [N] int64, row of the store, -1 where the video is hidden or not in the store
+
+    @classmethod
+    def of(cls, table: pa.Table, entry: dict[str, Any], index: StoreIndex) -> AnnotationTable:
+        """Join a table with the rows of its store."""
+        table = table.combine_chunks()
+        tokens = _one_chunk(table.column("tokens"))
+        rows = [index.row_of.get(video, -1) for video in table.column("video").to_pylist()]
+        return cls(
+            kind=entry["kind"],
+            split=entry["split"],
+            table=table,
+            digest=entry["sha256"],
+            keys=_numpy(table.column("key")),
+            tokens=_numpy(tokens.values),
+            token_offsets=_numpy(tokens.offsets).astype(np.int64),
+            spans_s=np.stack([_numpy(table.column("start_s")), _numpy(table.column("end_s"))], axis=1),
+            labels=np.array([-1 if label is None else label for label in table.column("label").to_pylist()], np.int64),
+            video_rows=np.array(rows, dtype=np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """[N] strings, as objects."""
+        return self.table.column("id").to_numpy(zero_copy_only=False)
+
+    @cached_property
+    def videos(self) -> np.ndarray:
+        """[N] ids of videos, as objects; empty where hidden."""
+        return self.table.column("video").to_numpy(zero_copy_only=False)
+
+    def notes(self, indices: Sequence[int] | np.ndarray) -> Notes:
+        """B examples as the tasks take them; the videos are `store.rows(table.video_rows[indices])`."""
+        wanted = np.asarray(indices, dtype=np.int64)
+        starts, ends = self.token_offsets[wanted].tolist(), self.token_offsets[wanted + 1].tolist()
+        texts = [self.tokens[start:end] for start, end in zip(starts, ends, strict=True)]
+        return Notes(
+            ids=tuple(self.ids[wanted].tolist()),
+            keys=self.keys[wanted],
+            tokens=_concatenate(texts, np.empty(0, np.int32)),
+            token_offsets=_offsets(np.array([len(text) for text in texts], dtype=np.int64)),
+            spans_s=self.spans_s[wanted],
+        )
+
+
+def _cut(shard: _Shard, row: int) -> tuple[Any, ...]:
+    """Views of one row: interval, frames, tokens, tokens and frames per segment, frame indices."""
+    segments = slice(shard.segment_offsets[row], shard.segment_offsets[row + 1])
+    return (
+        shard.interval_s[row],
+        shard.frames[shard.frame_offsets[row] : shard.frame_offsets[row + 1]],
+        shard.tokens[shard.row_token_offsets[row] : shard.row_token_offsets[row + 1]],
+        shard.segment_num_tokens[segments],
+        shard.segment_num_frames[segments],
+        shard.segment_frames[shard.row_segment_frame_offsets[row] : shard.row_segment_frame_offsets[row + 1]],
+    )
+
+
+def _read_shard(batch: pa.Table, root: str, split: str | None, columns: list[str] | None) -> pa.Table:
+    """Rows of one shard in a Ray task."""
+    import pyarrow.compute as pc
+
+    store = FeatureStore.open(root)
+    name = batch.column("shard")[0].as_py()
+    number = [shard.name for shard in store.manifest.shards].index(name)
+    with pa.memory_map(store.shard_path(number)) as source:
+        table = pa.ipc.open_file(source).read_all()
+        if split is not None:
+            table = table.filter(pc.equal(table.column("split"), split))
+        return table if columns is None else table.select(columns)
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    """The single array behind a column."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _numpy(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Zero-copy view of a numeric array without nulls."""
+    array = _one_chunk(column) if isinstance(column, pa.ChunkedArray) else column
+    return array.to_numpy(zero_copy_only=True)
+
+
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    """[N] lengths -> [N + 1] int64 starts, the last one being the total."""
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def _concatenate(parts: list[np.ndarray], empty: np.ndarray) -> np.ndarray:
+    """Concatenate views, or `empty` when there are none."""
+    return np.concatenate(parts) if parts else empty
