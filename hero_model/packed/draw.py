@@ -55,7 +55,7 @@ def uniform(seed: int, stream: int, step: int, keys: np.ndarray, positions: np.n
     salt = 0
     for part in (seed, int(stream), step):
         salt = _mix_scalar((salt + part + 1) * _GOLDEN)
-    bits = _mix(_mix(np.asarray(keys, dtype=np.uint64) + np.uint64(salt)) + _spread(positions))
+    bits = combine(np.asarray(keys, dtype=np.uint64) + np.uint64(salt), positions)
     return (bits >> np.uint64(11)) * 2.0**-53
 
 
@@ -76,8 +76,17 @@ def fold(keys: np.ndarray, positions: np.ndarray, values: np.ndarray) -> int:
     Returns:
         The sum modulo 2**64. Fingerprints of parts add up, modulo 2**64, to that of the whole.
     """
-    hashes = _mix(_mix(_mix(np.asarray(keys, dtype=np.uint64)) + _spread(positions)) + _spread(values))
-    return int(hashes.sum(dtype=np.uint64))
+    return int(_mix(combine(keys, positions) + _spread(values)).sum(dtype=np.uint64))
+
+
+def fold_ids(keys: np.ndarray) -> int:
+    """Fingerprint which examples a batch holds, apart from anything drawn for them. `[n]` uint64 keys."""
+    return fold(keys, np.full(len(keys), -1), np.zeros(len(keys), dtype=np.int64))
+
+
+def combine(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Hash (key, position) to a new key: `[n]` uint64, `[n]` ints -> `[n]` uint64."""
+    return _mix(_mix(np.asarray(keys, dtype=np.uint64)) + _spread(positions))
 
 
 def add_folds(*parts: int) -> int:

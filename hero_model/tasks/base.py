@@ -44,6 +44,7 @@ class Pooled(NamedTuple):
     frames_FD: Tensor  # [F, D] temporal states of all frames
     lengths_B: Tensor  # [B] int64 frames of each video, on the host
     video_Q: Tensor  # [Q] int64 video of each query, counted within this Pooled, on the host
+    keys_Q: Tensor | None = None  # [Q] int64 hash of each query, on the host; read only to sample negatives
 
 
 class TaskOutput(NamedTuple):
@@ -87,3 +88,13 @@ class Task(Protocol):
 
     def weights(self, at: At) -> dict[str, float]:
         """Weight of each loss term at this step; a term of weight 0 is not computed."""
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Refuse a setting that should be a probability and is not.
+
+    Raises:
+        ValueError: `value` is outside [0, 1].
+    """
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value}; give a probability between 0 and 1")
