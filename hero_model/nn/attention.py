@@ -31,6 +31,8 @@ def packed_attention(q_RHd: Tensor, k_RHd: Tensor, v_RHd: Tensor, layout: Layout
     Returns:
         `[R, H, d]` contexts.
     """
+    if not layout.runs:  # a micro-batch whose segments all dropped out still takes part in the step
+        return v_RHd
     if q_RHd.is_cuda and q_RHd.dtype in (torch.float16, torch.bfloat16) and _has_flash(q_RHd.get_device()):
         return _flash(q_RHd, k_RHd, v_RHd, layout, dropout_p)
     return _by_runs(q_RHd, k_RHd, v_RHd, layout, dropout_p)
