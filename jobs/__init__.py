@@ -1,1 +1,1 @@
-"""jobs."""
+"""Entry points: one job a file, run as `python -m jobs.NAME`."""

@@ -1,1 +1,32 @@
-"""recipes."""
+"""Recipes: named functions that each return a whole `RunConfig`. Variants are new functions, never flags."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+
+from hero_platform.config import RunConfig
+from jobs.recipes import finetune, pretrain
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    recipe.__name__: recipe
+    for recipe in (
+        pretrain.pretrain_tv,
+        pretrain.pretrain_synthetic,
+        finetune.finetune_tvr,
+        finetune.finetune_synthetic,
+    )
+}
+
+
+def recipe(name: str) -> RunConfig:
+    """The config of a recipe.
+
+    Raises:
+        ValueError: no recipe has this name (with the nearest one, and the list).
+    """
+    if name not in RECIPES:
+        near = get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"there is no recipe {name!r}: {hint}Recipes: {', '.join(RECIPES)}")
+    return RECIPES[name]()

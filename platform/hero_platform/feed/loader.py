@@ -51,11 +51,10 @@ class ExampleReader:
             self._places = np.flatnonzero(self._table.video_rows >= 0)
             longest = getattr(task, "max_query_tokens", 0)
             if training and longest:  # official: longer queries are dropped from training only (hero.md 4.2)
-                self._places = self._places[self._table.num_tokens[self._places] <= longest]
+                self._places = self._places[np.diff(self._table.token_offsets)[self._places] <= longest]
         if not len(self._places):
             what = f"{task.annotations} annotations" if task.annotations else "videos"
-            have = ", ".join(store.manifest.splits) or "none"
-            raise ValueError(f"the {corpus} store has no {what} in split {split!r} (splits there: {have})")
+            raise ValueError(f"the {corpus} store has no usable {what} in split {split!r}")
 
     def __len__(self) -> int:
         return len(self._places)

@@ -34,6 +34,7 @@ class StepRecord:
 
     step: int
     key: str  # mixture entry
+    weights: dict[str, float]  # of each loss term at this step
     values: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # name -> (sum, count), on the device
 
     def add(self, name: str, total: Tensor | float, count: Tensor | float, device: torch.device) -> None:
@@ -62,7 +63,7 @@ class Stepper:
         task, at = self._tasks[batch.entry], At(self._config.seed, step)
         weights = task.weights(at)
         counts = self._global_counts(batch.batches, weights)
-        record = StepRecord(step, self._config.mixture[batch.entry].key)
+        record = StepRecord(step, self._config.mixture[batch.entry].key, weights)
         for name in weights:
             record.add(f"loss/{name}", 0.0, self._local_count(batch.batches, name), self._device)
         for number, pool in enumerate(batch.pools):
@@ -188,4 +189,7 @@ def gather_pool(embeddings: list[Pooled], comm: Comm) -> tuple[Pooled, int, int]
     lengths, video_start = comm.gather_rows(torch.cat([p.lengths_B for p in embeddings]).to(device))
     local_video = torch.cat([p.video_Q + first for p, first in zip(embeddings, firsts, strict=True)])
     videos, _ = comm.gather_rows(local_video.to(device) + video_start)
-    return Pooled(query, frames, lengths, videos), query_start, frame_start
+    keys = None
+    if all(p.keys_Q is not None for p in embeddings):
+        keys, _ = comm.gather_rows(torch.cat([p.keys_Q for p in embeddings if p.keys_Q is not None]).to(device))
+    return Pooled(query, frames, lengths, videos, keys), query_start, frame_start

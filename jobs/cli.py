@@ -1,0 +1,62 @@
+"""What every job shares: one-line errors for user mistakes, and the machine-readable copy of what it printed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors in one line, no abbreviations: an unknown dotted name belongs to the recipe, not to a flag."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        keywords.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*arguments, allow_abbrev=False, **keywords)
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with 2."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def add_common(parser: argparse.ArgumentParser, *, name: str) -> None:
+    """The flags of every job."""
+    parser.add_argument("--name", default="", help=name)
+    parser.add_argument("--seed", type=int, help="seed of everything random")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, and exit")
+    parser.add_argument("--json", metavar="FILE", help="write what was printed to FILE, machine-readable")
+
+
+def run_job(program: str, job: Callable[[], int]) -> int:
+    """Run a job; a user's mistake (`ValueError`, a missing file) is one line and exit code 2."""
+    try:
+        return job()
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def write_json(path: str | None, result: dict[str, Any]) -> None:
+    """Write a job's result for `--json`."""
+    if path:
+        with open(path, "w", encoding="utf-8") as stream:
+            json.dump(result, stream, indent=2)
+            stream.write("\n")
+
+
+def program_of(module: str) -> str:
+    """How users call a job."""
+    return f"python -m {module}"
+
+
+def split_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[Any, list[str]]:
+    """The job's own flags, and the dotted overrides that belong to the recipe."""
+    own, rest = parser.parse_known_args(argv)
+    if stray := next((word for word in rest if word.startswith("-") and not word.startswith("--")), None):
+        parser.error(f"unknown flag {stray}")
+    return own, rest

@@ -1,0 +1,49 @@
+"""Fine-tuning recipes: moment retrieval (hero.md 4.1, 4.2)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hero_model.config import debug
+from hero_model.tasks import MomentRetrieval
+from hero_platform.config import (
+    CheckpointConfig,
+    Entry,
+    EvaluationConfig,
+    OptimConfig,
+    RunConfig,
+    ScheduleConfig,
+)
+
+
+def finetune_tvr() -> RunConfig:
+    """TVR as `train-tvr-8gpu.json`: 8 GPUs, 32 queries each, 2 micro-batches a step; pool = 8 x 32 queries."""
+    return RunConfig(
+        recipe="finetune_tvr",
+        mixture=(Entry(task=MomentRetrieval(hard_start=2000), corpus="tvr"),),
+        optim=OptimConfig(lr=1e-4, published_gpus=8, published_accumulation=2),
+        schedule=ScheduleConfig(total=5_000, warmup=500),
+        steps=5_000,
+        batch=512,
+        pool=256,
+        nce_pool=1,
+        evaluation=EvaluationConfig(every=200),
+        checkpoint=CheckpointConfig(every=200),
+    )
+
+
+def finetune_synthetic() -> RunConfig:
+    """Moment retrieval on the synthetic corpus: the demo's second half, about a minute on two cores."""
+    return replace(
+        finetune_tvr(),
+        recipe="finetune_synthetic",
+        mixture=(Entry(task=MomentRetrieval(hard_start=-1, span_drop=0.0, span_weight=0.5), corpus="synthetic"),),
+        model=debug(),
+        optim=OptimConfig(lr=1e-3),
+        schedule=ScheduleConfig(total=200, warmup=20),
+        steps=200,
+        batch=32,
+        pool=32,
+        evaluation=EvaluationConfig(every=100),
+        checkpoint=CheckpointConfig(every=100),
+    )

@@ -1,0 +1,45 @@
+"""Where outputs live: one root, `HERO_HOME` (default `./outputs`, may be `s3://...`), the same layout everywhere."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from hero_platform import files
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
+
+
+def root() -> str:
+    """The root of all outputs: an absolute local path or an `s3://` URL."""
+    home = os.environ.get("HERO_HOME", "outputs")
+    return home.rstrip("/") if files.is_remote(home) else os.path.abspath(home)
+
+
+def run_dir(name: str) -> str:
+    """Folder of a run.
+
+    Raises:
+        ValueError: the name could not be a folder's name.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"run name {name!r} may only hold letters, digits and . _ = -, a letter or digit first")
+    return files.join(root(), "runs", name)
+
+
+def checkpoints_dir(name: str) -> str:
+    """Folder of a run's checkpoints."""
+    return files.join(run_dir(name), "checkpoints")
+
+
+def store_of(corpus: str) -> str | None:
+    """The feature store of a corpus under the root when there is exactly one; None when there is none.
+
+    Raises:
+        ValueError: several feature sets are there, so that one has to be named.
+    """
+    folder = files.join(root(), "stores", corpus)
+    sets = [name for name in files.listdir(folder) if files.exists(files.join(folder, name, "manifest.json"))]
+    if len(sets) > 1:
+        raise ValueError(f"{folder} holds several feature sets ({', '.join(sets)}): choose with --store {corpus}=PATH")
+    return files.join(folder, sets[0]) if sets else None

@@ -1,0 +1,167 @@
+"""From a recipe with flags to a run that can start: stores opened, sizes taken from them, identity checked (D1)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hero_model.config import HeroConfig, base, debug
+from hero_model.multitask import MultiTaskHero
+from hero_platform import config_io, files, home
+from hero_platform.config import OptimConfig, RunConfig, ScheduleConfig, StoreRef, differences, identity
+from hero_platform.store.reader import FeatureStore
+from hero_platform.train import snapshot
+
+DEBUG_TOTAL = 200  # updates of the debug schedule: 20 of them must move the loss
+
+
+def with_model(config: RunConfig, size: str) -> RunConfig:
+    """Choose a model size; `debug` also selects an optimiser and schedule with which 20 steps move the loss."""
+    if size == "base":
+        return replace(config, model=base())
+    if size != "debug":
+        raise ValueError(f"--model is debug or base, not {size!r}")
+    return replace(
+        config,
+        model=debug(),
+        optim=OptimConfig(lr=2e-3),
+        schedule=ScheduleConfig(total=DEBUG_TOTAL, warmup=2),
+        steps=min(config.steps, DEBUG_TOTAL),
+    )
+
+
+def with_batch(config: RunConfig, batch: int) -> RunConfig:
+    """Set the batch; pool and nce_pool shrink to divisors that still let four workers share each pool."""
+    if batch < 1:
+        raise ValueError(f"--batch must be at least 1, not {batch}")
+    pool = _divisor(batch, config.pool)
+    nce_pool = _divisor(pool, min(config.nce_pool, max(pool // 4, 1)))
+    return replace(config, batch=batch, pool=pool, nce_pool=nce_pool)
+
+
+def _divisor(number: int, most: int) -> int:
+    """Largest divisor of `number` that is at most `most`."""
+    return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
+
+
+def with_stores(config: RunConfig, pairs: Sequence[str]) -> RunConfig:
+    """Apply `--store CORPUS=PATH`; a corpus without one is looked up under the home folder.
+
+    Raises:
+        ValueError: a malformed pair, or a corpus no entry of the mixture uses.
+    """
+    corpora = list(dict.fromkeys(entry.corpus for entry in config.mixture))
+    paths = {ref.corpus: ref.path for ref in config.stores}
+    for pair in pairs:
+        corpus, equals, path = pair.partition("=")
+        if not equals or not corpus or not path:
+            raise ValueError(f"--store takes CORPUS=PATH, not {pair!r}")
+        if corpus not in corpora:
+            raise ValueError(
+                f"--store {pair}: recipe {config.recipe} reads no corpus {corpus!r} but {', '.join(corpora)}"
+            )
+        paths[corpus] = path if files.is_remote(path) else os.path.abspath(path)
+    for corpus in corpora:
+        paths.setdefault(corpus, home.store_of(corpus) or "")
+    return replace(config, stores=tuple(StoreRef(corpus, paths[corpus]) for corpus in corpora))
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Fill in what the stores and the initial weights decide: digests, frame width, vocabulary, special ids.
+
+    Raises:
+        ValueError: a store is missing or two stores of the run do not fit together.
+    """
+    refs, widths, texts = [], {}, {}
+    for ref in config.stores:
+        store = FeatureStore.open(config.store(ref.corpus).path)
+        tables = {
+            (e.task.annotations, e.split) for e in config.mixture if e.corpus == ref.corpus and e.task.annotations
+        }
+        annotations = "+".join(store.annotations(kind, split).digest for kind, split in sorted(tables))
+        refs.append(replace(ref, digest=store.digest, annotations=annotations))
+        widths[ref.corpus], texts[ref.corpus] = store.frame_dim, store.text_ids
+    for what, values in (("frame features of width", widths), ("a tokenizer with special ids", texts)):
+        if len(set(values.values())) > 1:
+            listed = "; ".join(f"{corpus} has {what} {value}" for corpus, value in values.items())
+            raise ValueError(f"the stores of one run must agree: {listed}")
+    text = next(iter(texts.values()))
+    model: HeroConfig = replace(
+        config.model, frame_dim=next(iter(widths.values())), vocab_size=-(-text.vocab_size // 8) * 8
+    )
+    resolved = replace(config, name=config.name or config.recipe, stores=tuple(refs), model=model, text=text)
+    if resolved.init_from:
+        folder = weights_of(resolved.init_from)
+        resolved = replace(resolved, init_digest=files.sha256_file(files.join(folder, "model.safetensors")))
+    return resolved
+
+
+def weights_of(name: str) -> str:
+    """Folder of the checkpoint a run name (its best, else its last) or a path stands for.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for folder in (name, name if files.is_remote(name) else os.path.abspath(name)):
+        if files.exists(files.join(folder, "model.safetensors")):
+            return folder
+    if "/" not in name:
+        root = home.checkpoints_dir(name)
+        if snapshot.checkpoints(root):
+            return snapshot.choose(root, "best" if files.exists(files.join(root, snapshot.BEST)) else "last")
+    raise ValueError(
+        f"init_from {name!r} is neither a run with a checkpoint under {home.root()} nor a checkpoint folder"
+    )
+
+
+def check_same_run(config: RunConfig, folder: str) -> bool:
+    """Whether the run in `folder` exists already, with the same identity.
+
+    Raises:
+        ValueError: it is another experiment: the identity fields that differ are named.
+    """
+    path = files.join(folder, "config.json")
+    if not files.exists(path):
+        return False
+    old = config_io.from_json(files.read_bytes(path).decode())
+    if old.init_from == config.init_from and snapshot.checkpoints(files.join(folder, "checkpoints")):
+        # The run has left its start behind: a better checkpoint of the run it began from changes nothing any more.
+        config = replace(config, init_digest=old.init_digest)
+    if changed := differences(identity(old), identity(config)):
+        raise ValueError(
+            f"run {config.name!r} already exists with other settings: {'; '.join(changed)}. "
+            "Choose another --name, or repeat those settings to resume it"
+        )
+    return True
+
+
+def load_weights(module: MultiTaskHero, config: RunConfig) -> str:
+    """Copy the weights `init_from` names into `module`; heads that only one side has keep their initial values.
+
+    Returns:
+        One line that says what was loaded and what was not.
+
+    Raises:
+        ValueError: nothing fits, or a tensor has another shape.
+    """
+    folder = weights_of(config.init_from)
+    source = snapshot.load(folder).model
+    own = module.state_dict()
+    shared = {name: tensor for name, tensor in source.items() if name in own}
+    if not shared:
+        raise ValueError(f"{folder} holds no weight of this model; its first names are {sorted(source)[:3]}")
+    for name, tensor in shared.items():
+        if tensor.shape != own[name].shape:
+            raise ValueError(
+                f"{folder}: {name} has shape {tuple(tensor.shape)} there and {tuple(own[name].shape)} in this run; "
+                "use the same --model and a store of the same features and tokenizer"
+            )
+    module.load_state_dict(shared, strict=False)
+    fresh, unused = sorted(set(own) - set(shared)), sorted(set(source) - set(own))
+    return f"weights from {folder}: {len(shared)} tensors; new: {_heads(fresh)}; not used: {_heads(unused)}"
+
+
+def _heads(names: Sequence[str]) -> str:
+    """Names cut to their module, each once."""
+    return ", ".join(sorted({".".join(name.split(".")[:2]) for name in names})) or "none"

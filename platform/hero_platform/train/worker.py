@@ -1,0 +1,227 @@
+"""One rank of a run, from nothing to trained: the same function in this process and in a Ray worker. No Ray here."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hero_model.multitask import MultiTaskHero
+from hero_model.official import official_name
+from hero_platform import config_io, files
+from hero_platform.config import RunConfig
+from hero_platform.feed.loader import Feed, Prefetcher, open_stores
+from hero_platform.store.reader import FeatureStore
+from hero_platform.tracking.base import NullTracker, Tracker
+from hero_platform.train import determinism, optim, snapshot
+from hero_platform.train.checkpoint import Checkpointer
+from hero_platform.train.comm import Comm
+from hero_platform.train.evaluate import Validator
+from hero_platform.train.loop import Hooks, run_steps
+from hero_platform.train.resolve import load_weights
+from hero_platform.train.step import DTYPES, Stepper
+from hero_platform.train.summary import unique_tasks
+
+logger = logging.getLogger(__name__)
+
+HEADLINE = "val/loss"  # lower is better: the mean validation loss over the mixture picks the best checkpoint
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a rank is told by whoever started it."""
+
+    folder: str  # of the run
+    comm: Comm = field(default_factory=Comm)
+    workers_on_node: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    tracker: Tracker = field(default_factory=NullTracker)  # only rank 0 has a real one
+    progress: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+def build_module(config: RunConfig) -> MultiTaskHero:
+    """The model of a run with its initial weights, on the CPU: a function of the config alone."""
+    torch.manual_seed(determinism.seed_for("init", config.seed))
+    module = MultiTaskHero(
+        config.model, unique_tasks(config), checkpoint_activations=config.scale.activation_checkpointing
+    )
+    if config.init_from:
+        logger.info("%s", load_weights(module, config))
+    return module.to(DTYPES[config.precision])
+
+
+def build_optimizer(module: MultiTaskHero, config: RunConfig) -> torch.optim.Optimizer:
+    """AdamW over the official parameter groups."""
+    settings = config.optim
+    groups = optim.param_groups(
+        module.named_parameters(),
+        official_name,
+        weight_decay=settings.weight_decay,
+        head_lr_mul=settings.head_lr_multiplier,
+    )
+    if settings.arithmetic == "fused":
+        return optim.fused_adamw(groups, betas=settings.betas, eps=settings.eps)
+    return optim.OfficialAdamW(
+        groups, betas=settings.betas, eps=settings.eps, zero_filled_grads=settings.zero_filled_grads
+    )
+
+
+def train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
+    """Run this rank until `config.steps` or until asked to stop.
+
+    Returns:
+        `{"step", "stopped", "resumed_from"}`.
+    """
+    threads = determinism.threads_for(config.scale.threads_per_worker, around.workers_on_node)
+    determinism.setup(threads=threads, deterministic=config.scale.deterministic)
+    stores = open_stores(config)
+    module = build_module(config).to(around.device)
+    optimizer = build_optimizer(module, config)
+    root = files.join(around.folder, "checkpoints")
+    start = restore(module, optimizer, root)
+    writer = None
+    if around.comm.rank == 0:
+        _note_start(config, around, start, threads)
+        writer = Checkpointer(
+            root,
+            keep_last=config.checkpoint.keep_last,
+            config=config_io.to_dict(config),
+            best_metric=HEADLINE,
+            best_mode="min",
+        )
+        writer.prepare(module.state_dict(), optim.export_state(optimizer).tensors)
+    feed = Feed(config, stores, around.comm.rank, around.comm.world)
+    batches = Prefetcher(feed, start=start, stop=config.steps, depth=config.scale.prefetch)
+    stepper = Stepper(module, config, around.comm, around.device)
+    state = _State(config, around, module, optimizer, writer, stores)
+    with contextlib.closing(batches), contextlib.closing(state):
+        step = run_steps(stepper, optimizer, batches, config, around.comm, state.hooks(), start)
+    return {"step": step, "stopped": step < config.steps, "resumed_from": start}
+
+
+def restore(module: MultiTaskHero, optimizer: torch.optim.Optimizer, root: str) -> int:
+    """Load the newest valid checkpoint, if any; returns how many updates it has behind it."""
+    found = snapshot.latest(root)
+    if found is None:
+        return 0
+    module.load_state_dict(found.model)
+    optim.load_state(optimizer, found.optim, found.state["optim_counts"])
+    return found.step
+
+
+def _note_start(config: RunConfig, around: Surroundings, start: int, threads: int) -> None:
+    """Keep what this start was given: execution fields may differ between the starts of a run (D1)."""
+    folder = files.join(around.folder, "starts")
+    number = len(files.listdir(folder))
+    record = {
+        "step": start,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "host": socket.gethostname(),
+        "world": around.comm.world,
+        "threads_per_worker": threads,
+        "device": str(around.device),
+        "torch": torch.__version__,
+        "config": config_io.to_dict(config),
+    }
+    files.write_json(files.join(folder, f"{number:04d}.json"), record)
+
+
+class _State:
+    """What the hooks of one rank need: saves, validates, reports."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        around: Surroundings,
+        module: MultiTaskHero,
+        optimizer: torch.optim.Optimizer,
+        checkpoints: Checkpointer | None,
+        stores: Mapping[str, FeatureStore],
+    ) -> None:
+        self._config = config
+        self._around = around
+        self._module = module
+        self._optimizer = optimizer
+        self._checkpoints = checkpoints
+        self._validator = Validator(config, stores, around.comm, around.device) if config.evaluation.every else None
+        self._headline: tuple[int, float] | None = None
+        self._last: dict[str, float] = {}
+        for line in self._validator.missing if self._validator and around.comm.rank == 0 else ():
+            logger.warning("no validation for %s", line)
+
+    def close(self) -> None:
+        """Wait for the checkpoint under way."""
+        if self._checkpoints is not None:
+            self._checkpoints.close()
+
+    def hooks(self) -> Hooks:
+        return Hooks(
+            log=self._log,
+            checkpoint=self._checkpoint,
+            validate=self._validate,
+            progress=lambda step: self._around.progress(step, self._last),
+            should_stop=self._around.should_stop,
+        )
+
+    def _log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._around.comm.rank == 0:
+            self._last = dict(metrics)
+            self._around.tracker.log(step, metrics)
+
+    def _validate(self, step: int) -> None:
+        assert self._validator is not None
+        metrics = self._validator.run(self._module)
+        losses = [value for name, value in metrics.items() if name.startswith("val/loss/") and name.count("/") == 3]
+        if losses:
+            metrics[HEADLINE] = sum(losses) / len(losses)
+            self._headline = (step, metrics[HEADLINE])
+        if self._around.comm.rank == 0 and metrics:
+            self._around.tracker.log(step, metrics)
+
+    def _checkpoint(self, step: int) -> None:
+        if self._checkpoints is None:
+            return
+        exported = optim.export_state(self._optimizer)
+        score = self._headline[1] if self._headline and self._headline[0] == step else None
+        self._checkpoints.save(
+            step,
+            self._module.state_dict(),
+            exported.tensors,
+            {"optim_counts": exported.counts, "world": self._around.comm.world},
+            score=score,
+        )
+
+
+@contextlib.contextmanager
+def only_one(folder: str, *, timeout_s: float = 60.0) -> Iterator[None]:
+    """Hold the run: a second writer on this machine waits for a dying first one, then gives up.
+
+    Raises:
+        ValueError: another process still trains this run after `timeout_s`.
+    """
+    if files.is_remote(folder):  # one machine's lock says nothing about the others
+        yield
+        return
+    import fcntl
+
+    files.makedirs(folder)
+    with open(files.join(folder, ".lock"), "w", encoding="utf-8") as stream:
+        until = time.monotonic() + timeout_s
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise ValueError(
+                        f"another process trains {folder}: wait for it, or choose another --name"
+                    ) from None
+                time.sleep(0.2)
+        yield
