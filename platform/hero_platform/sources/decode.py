@@ -59,11 +59,12 @@ def read_npz(data: bytes | memoryview | BinaryIO, names: Sequence[str]) -> dict[
         raise ValueError(f"not a readable .npz: {error or type(error).__name__}") from error
 
 
-def npz_names(data: BinaryIO) -> list[str]:
-    """Names of the arrays in an `.npz`, without reading them."""
+def npz_sizes(data: BinaryIO) -> dict[str, int]:
+    """Name -> bytes once unpacked, of the arrays in an `.npz`; only its directory is read."""
     try:
         with zipfile.ZipFile(data) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+            members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+            return {member.filename.removesuffix(".npy"): member.file_size for member in members}
     except _DAMAGED_ZIP as error:
         raise ValueError(f"not a readable .npz: {error or type(error).__name__}") from error
 
@@ -90,7 +91,7 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         content = stream.read(size + 1)
     if len(content) != size:
         raise ValueError(f"array {name!r} of shape {shape} needs {size} bytes, the file has {member.file_size}")
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran_order else "C")
+    return np.ndarray(shape, dtype, content, order="F" if fortran_order else "C")
 
 
 def _unpack(data: bytes | memoryview) -> Any:
@@ -123,4 +124,4 @@ def _numpy_hook(record: Mapping[Any, Any]) -> Any:
         raise ValueError("damaged msgpack-numpy array")
     if len(data) != math.prod(shape) * np.dtype(dtype).itemsize:
         raise ValueError(f"truncated array: shape {shape} of {dtype} does not fit {len(data)} bytes")
-    return np.frombuffer(data, np.dtype(dtype)).reshape(shape)
+    return np.ndarray(tuple(shape), np.dtype(dtype), data)

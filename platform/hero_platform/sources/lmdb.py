@@ -21,7 +21,7 @@ from hero_platform.sources.base import Annotation, Planned, RawVideo, Reject, Su
 from hero_platform.sources.decode import read_npz, unpack_array, unpack_text
 from hero_platform.sources.lmdb_file import open_lmdb, sizes_of, value_of
 from hero_platform.sources.lmdb_queries import QueryDb, read_annotations
-from hero_platform.sources.splits import UNLISTED, read_json, read_splits
+from hero_platform.sources.splits import UNLISTED, describe_path, read_json, read_splits
 from hero_platform.store.align import Alignment, segment_times
 
 _COMPRESSED = "_compressed"
@@ -89,8 +89,8 @@ class LmdbSource:
             "features": f"{files.name_of(files.parent_of(self._feature_folder))}/{files.name_of(self._feature_folder)}",
             "subtitles": None if self.subtitles is None else files.name_of(self.subtitles),
             "interval_s": self.interval_s,
-            "queries": [files.name_of(path) for path in self.queries],
-            "splits": [files.name_of(path) for path in self.splits],
+            "queries": [describe_path(path) for path in self.queries],
+            "splits": [describe_path(path) for path in self.splits],
         }
 
     def annotations(self) -> Iterator[Annotation | Reject]:

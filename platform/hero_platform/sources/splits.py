@@ -30,6 +30,12 @@ def named_path(text: str) -> tuple[str, str]:
     return (split, path) if equals and "/" not in split else (split_of_name(files.name_of(text)), text)
 
 
+def describe_path(text: str) -> str:
+    """`SPLIT=NAME` of a path given as in `named_path`, for provenance: the same wherever the file stands."""
+    split, path = named_path(text)
+    return f"{split}={files.name_of(path)}"
+
+
 def read_splits(paths: Sequence[str]) -> dict[str, str]:
     """Read id -> split from JSON lists, each given as in `named_path`.
 
