@@ -1,0 +1,265 @@
+"""Writing checkpoints: atomic, checksummed, in the background, the same in every mode (design D5, D6; ADR 0005).
+
+Locally the folder is written under a temporary name and renamed; on S3, which has no rename, `checksums.json` is
+uploaded last and removed first. One process writes a run's checkpoints at a time: a new writer removes whatever a dead
+one left unfinished. `snapshot.py` says what a checkpoint is and reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, BinaryIO, Literal
+
+from torch import Tensor
+
+from hero_platform import files
+from hero_platform.train.host_buffer import HostBuffer
+from hero_platform.train.snapshot import (
+    BEST,
+    COMMIT,
+    FORMAT,
+    STEP_FOLDER,
+    TENSOR_FILES,
+    Snapshot,
+    checkpoints,
+    digest_of,
+    latest,
+    load,
+    score_of,
+)
+
+logger = logging.getLogger(__name__)
+
+_TEMPORARY = re.compile(r"step_\d{8,}\.tmp-[0-9a-f]+")
+
+
+class CheckpointError(RuntimeError):
+    """Writing a checkpoint failed; the cause is chained."""
+
+
+class Checkpointer:
+    """Writes, keeps and finds the checkpoints of one run; only rank 0 has one.
+
+    Args:
+        root: the run's checkpoint folder, local or `s3://`.
+        keep_last: how many of the newest to keep; the best is kept besides.
+        config: the resolved run, stored with each checkpoint.
+        best_metric: name of the score, for the record.
+        best_mode: whether a high or a low score is good.
+        before_publish: called in the background just before a checkpoint becomes visible: what belongs to the same
+            step (the metrics journal) is made durable there first.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        keep_last: int = 2,
+        config: Mapping[str, Any] | None = None,
+        best_metric: str = "",
+        best_mode: Literal["max", "min"] = "max",
+        before_publish: Callable[[], None] | None = None,
+    ) -> None:
+        if keep_last < 1:
+            raise ValueError(f"checkpoint.keep_last must be at least 1, not {keep_last}")
+        self._root = root
+        self._keep_last = keep_last
+        self._config = json.dumps(dict(config or {}), indent=2, sort_keys=True).encode()
+        self._metric, self._sign = best_metric, 1.0 if best_mode == "max" else -1.0
+        self._before_publish = before_publish
+        self._buffers: dict[str, HostBuffer] | None = None
+        self._damaged: set[int] = set()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        files.makedirs(root)
+        self._remove_leftovers()
+
+    def latest(self) -> Snapshot | None:
+        """The newest checkpoint that verifies, loaded; damaged ones are skipped with a logged reason."""
+        self.wait()
+        return latest(self._root, self._damaged)
+
+    def prepare(self, model_state: Mapping[str, Tensor], optim_tensors: Mapping[str, Tensor]) -> None:
+        """Allocate and touch the host memory `save` copies into. Call it before the first step."""
+        self._buffers = {
+            name: HostBuffer(like) for name, like in zip(TENSOR_FILES, (model_state, optim_tensors), strict=True)
+        }
+
+    def save(
+        self,
+        step: int,
+        model_state: Mapping[str, Tensor],
+        optim_tensors: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        *,
+        score: float | None = None,
+    ) -> float:
+        """Copy the state and write it in the background.
+
+        Training stalls for the copy only, unless the previous checkpoint is still being written: then it waits for it.
+
+        Args:
+            step: optimizer updates completed.
+            model_state: weights in full precision, the same names, shapes and types at each call.
+            optim_tensors: `export_state(optimizer).tensors`.
+            state: the rest, as JSON: counts, schedules, whatever resume needs.
+            score: value of the headline metric at this step, when it is known.
+
+        Returns:
+            Seconds the call took.
+
+        Raises:
+            CheckpointError: the previous write failed.
+        """
+        began = time.perf_counter()
+        self.wait()
+        if self._buffers is None:
+            self.prepare(model_state, optim_tensors)
+        assert self._buffers is not None
+        for buffer, tensors in zip(self._buffers.values(), (model_state, optim_tensors), strict=True):
+            buffer.fill(tensors)
+        text = json.dumps({**state, "step": step}).encode()
+        known = None if score is None or math.isnan(score) else score
+        self._pending = self._thread.submit(self._write, step, self._buffers, text, known)
+        return time.perf_counter() - began
+
+    def wait(self) -> None:
+        """Wait for the write under way.
+
+        Raises:
+            CheckpointError: it failed.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Wait for the last write and end the thread. Raises CheckpointError like `wait`."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def _write(self, step: int, buffers: Mapping[str, HostBuffer], state: bytes, score: float | None) -> None:
+        target = files.join(self._root, f"step_{step:08d}")
+        try:
+            if not self._is_intact(target):
+                self._publish(target, step, buffers, state, score)
+            self._damaged.discard(step)
+            self._retain(step)
+        except Exception as error:
+            raise CheckpointError(f"writing checkpoint {target} failed: {error}") from error
+
+    def _publish(
+        self, target: str, step: int, buffers: Mapping[str, HostBuffer], state: bytes, score: float | None
+    ) -> None:
+        folder = target if files.is_remote(target) else f"{target}.tmp-{secrets.token_hex(6)}"
+        try:
+            entries = {name: _put(files.join(folder, name), buffer.write) for name, buffer in buffers.items()}
+            entries["state.json"] = _put(files.join(folder, "state.json"), _writer(state))
+            entries["config.json"] = _put(files.join(folder, "config.json"), _writer(self._config))
+            if self._before_publish is not None:
+                self._before_publish()
+            commit: dict[str, Any] = {"format": FORMAT, "step": step, "score": score, "files": entries}
+            commit["digest"] = digest_of(commit)
+            _put(files.join(folder, COMMIT), _writer(json.dumps(commit, indent=2).encode()))
+            if folder != target:
+                _sync_folder(folder)
+                os.rename(folder, target)
+                _sync_folder(files.parent_of(target))
+        except BaseException:
+            if folder != target:
+                files.remove_tree(folder)
+            raise
+
+    def _is_intact(self, path: str) -> bool:
+        """Whether this step is already saved: a run that repeats a step would write the same again."""
+        if not files.exists(files.join(path, COMMIT)):
+            return False
+        try:
+            load(path)
+        except ValueError:
+            _remove(path)
+            return False
+        return True
+
+    def _retain(self, newest: int) -> None:
+        """Point best.json at the best, then remove all but the last K and the best.
+
+        What lies after `newest` belongs to a future this run did not resume from: those were damaged.
+        """
+        paths = checkpoints(self._root)
+        valid = [step for step in paths if step <= newest and step not in self._damaged]
+        scores = {step: score for step in valid if (score := score_of(paths[step])) is not None}
+        keep = set(valid[-self._keep_last :])
+        if scores:
+            best = max(scores, key=lambda step: (self._sign * scores[step], -step))
+            keep.add(best)
+            record = {"step": best, "score": scores[best], "metric": self._metric}
+            path = files.join(self._root, BEST)
+            if not files.exists(path) or files.read_json(path) != record:
+                files.write_json(path, record)
+        for step, path in paths.items():
+            if step not in keep:
+                _remove(path)
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a killed writer left: temporary folders, and on S3 uploads without a commit record."""
+        files.remove_partial(self._root)
+        for name in files.listdir(self._root):
+            path = files.join(self._root, name)
+            unfinished = STEP_FOLDER.fullmatch(name) and not files.exists(files.join(path, COMMIT))
+            if unfinished or _TEMPORARY.fullmatch(name):
+                logger.info("removing unfinished checkpoint %s", path)
+                files.remove_tree(path)
+
+
+def _put(path: str, write: Callable[[BinaryIO], tuple[int, str]]) -> dict[str, Any]:
+    """Write one file, durably when local; returns its entry in the commit record."""
+    files.makedirs(files.parent_of(path))
+    if files.is_remote(path):
+        fs, inner = files.filesystem(path)
+        with fs.open(inner, "wb") as stream:
+            size, digest = write(stream)
+    else:
+        with open(path, "wb") as stream:
+            size, digest = write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+    return {"bytes": size, "sha256": digest}
+
+
+def _writer(data: bytes) -> Callable[[BinaryIO], tuple[int, str]]:
+    def write(stream: BinaryIO) -> tuple[int, str]:
+        stream.write(data)
+        return len(data), hashlib.sha256(data).hexdigest()
+
+    return write
+
+
+def _remove(path: str) -> None:
+    """Remove a checkpoint so that no reader ever takes a half-removed one for whole."""
+    if files.is_remote(path):
+        files.remove(files.join(path, COMMIT))
+        files.remove_tree(path)
+        return
+    hidden = f"{path}.tmp-{secrets.token_hex(6)}"
+    os.rename(path, hidden)
+    files.remove_tree(hidden)
+
+
+def _sync_folder(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,87 @@
+"""A place in host memory for a set of tensors, allocated once, that is written as a safetensors file.
+
+Saving a training state must not stall training: the step pays for one copy into memory that exists already, and the
+writing happens elsewhere. The buffer is laid out as the file's data section, so writing needs no further copy, and
+every long operation (hashing, writing) works on plain bytes and leaves the interpreter free for the training thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_BLOCK = 8 << 20  # bytes hashed and written at a time
+
+
+class HostBuffer:
+    """Memory for tensors of fixed names, shapes and types; pinned when they live on a GPU.
+
+    Args:
+        like: the tensors that `fill` will be given, or any of the same shapes and types.
+    """
+
+    def __init__(self, like: Mapping[str, Tensor]) -> None:
+        # widest type first: views stay aligned without the holes that the format forbids
+        names = sorted(like, key=lambda name: (-like[name].element_size(), name))
+        entries: dict[str, object] = {}
+        spans: dict[str, tuple[int, int]] = {}
+        end = 0
+        for name in names:
+            tensor = like[name]
+            begin, end = end, end + tensor.numel() * tensor.element_size()
+            spans[name] = begin, end
+            entries[name] = {
+                "dtype": _DTYPES[tensor.dtype],
+                "shape": list(tensor.shape),
+                "data_offsets": [begin, end],
+            }
+        header = json.dumps(entries, separators=(",", ":")).encode()
+        header += b" " * (-len(header) % 8)
+        self._header = struct.pack("<Q", len(header)) + header
+        self._on_gpu = any(tensor.is_cuda for tensor in like.values())
+        self._flat = torch.empty(end, dtype=torch.uint8, pin_memory=self._on_gpu)
+        self._flat.zero_()  # touch every page now: the first copy must not pay for the page faults
+        self._views = {
+            name: self._flat[begin:end].view(like[name].dtype).view(like[name].shape)
+            for name, (begin, end) in spans.items()
+        }
+
+    @torch.no_grad()
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy `tensors` in; returns when the copies are complete."""
+        assert tensors.keys() == self._views.keys(), "a checkpoint's tensors never change their names"
+        for name, view in self._views.items():
+            source = tensors[name]
+            assert source.shape == view.shape and source.dtype == view.dtype, name
+            view.copy_(source, non_blocking=self._on_gpu)
+        if self._on_gpu:
+            torch.cuda.synchronize()
+
+    def write(self, stream: BinaryIO) -> tuple[int, str]:
+        """Write the safetensors file; returns its size in bytes and its hex SHA-256."""
+        digest = hashlib.sha256(self._header)
+        stream.write(self._header)
+        data = memoryview(self._flat.numpy().data)
+        for begin in range(0, len(data), _BLOCK):
+            block = data[begin : begin + _BLOCK]
+            digest.update(block)
+            stream.write(block)
+        return len(self._header) + len(data), digest.hexdigest()
