@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import platform
 import sys
 import time
@@ -82,7 +83,7 @@ def build(
     """
     started = time.monotonic()
     settings = BuildSettings(corpus, feature_set, tokenizer, keep_float32, shard_bytes)
-    where = type(source).__name__
+    where = str(source.provenance().get("features") or type(source).__name__)
     planned, known_bad = source.plan()
     videos, repeated = planning.order_videos(planned, where)
     described = planning.describe_settings(
@@ -118,17 +119,36 @@ def ray_cluster(workers: int) -> Iterator[int]:
     if ray.is_initialized():
         yield max(1, min(workers, int(ray.cluster_resources().get("CPU", 1)) - 1))
         return
-    ray.init(
-        num_cpus=workers + 2,  # Ray Data hangs when its tasks take every CPU
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    # Ray's notes on actors and datasets mean nothing to who builds a store; its log files keep them
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+    with _silent_stderr():  # where Ray's core acknowledges the log level, once per start
+        ray.init(
+            num_cpus=workers + 2,  # Ray Data hangs when its tasks take every CPU
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     try:
         yield workers
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Send the process's stderr, C++ libraries' included, nowhere for a moment; Python errors still raise."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class ShardTask:
@@ -267,7 +287,7 @@ def _publish(
         index_sha256=hashlib.sha256(index_bytes).hexdigest(),
         rejects_sha256=hashlib.sha256(rejects_bytes).hexdigest(),
         num_rejects=len(rejects),
-        source=source.provenance(),
+        source=plan.settings["source"],
         build=_record(infos, seconds),
     )
     manifest.write(out)

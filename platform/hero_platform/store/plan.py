@@ -7,6 +7,7 @@ build in the same folder continues it if it is the same plan and refuses otherwi
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
@@ -107,8 +108,8 @@ def load_plan(root: str, settings: dict[str, Any], videos_sha256: str) -> Plan |
 def describe_settings(
     corpus: str, feature_set: str, dtype: str, shard_bytes: int, tokenizer: dict[str, Any], source: dict[str, Any]
 ) -> dict[str, Any]:
-    """The settings a plan is compared by, JSON-ready."""
-    return {
+    """The settings a plan is compared by, as they read back from JSON."""
+    settings = {
         "schema_version": SCHEMA_VERSION,
         "corpus": corpus,
         "feature_set": feature_set,
@@ -117,3 +118,4 @@ def describe_settings(
         "tokenizer": tokenizer,
         "source": source,
     }
+    return dict(json.loads(canonical_json(settings)))
