@@ -78,11 +78,7 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     if member.file_size > MAX_ARRAY_BYTES:
         raise ValueError(f"array {name!r} is {member.file_size} bytes, more than the limit of {MAX_ARRAY_BYTES}")
     with archive.open(member) as stream:
-        version = np.lib.format.read_magic(stream)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"array {name!r} has .npy version {version}, known are 1.0 and 2.0")
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran_order, dtype = read_header(stream)
+        shape, fortran_order, dtype = _read_header(stream, name)
         if dtype.kind not in "iuf":
             raise ValueError(f"array {name!r} holds {dtype} (objects or text), not numbers: refused")
         size = math.prod(shape) * dtype.itemsize
@@ -92,6 +88,16 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     if len(content) != size:
         raise ValueError(f"array {name!r} of shape {shape} needs {size} bytes, the file has {member.file_size}")
     return np.ndarray(shape, dtype, content, order="F" if fortran_order else "C")
+
+
+def _read_header(stream: Any, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and dtype of a `.npy`; NumPy's own messages can hold memory addresses, so not those."""
+    try:
+        version = np.lib.format.read_magic(stream)
+        reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        return reader(stream)
+    except (ValueError, KeyError, SyntaxError, TypeError, tokenize.TokenError, RecursionError, MemoryError):
+        raise ValueError(f"array {name!r} has no readable .npy header") from None
 
 
 def _unpack(data: bytes | memoryview) -> Any:
