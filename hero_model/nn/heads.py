@@ -116,8 +116,8 @@ class QueryHead(nn.Module):
         lengths = np.repeat(*np.array(clips.runs).reshape(-1, 2).T)
         layout = Layout.of(lengths[own])
         query = np.repeat(np.arange(len(own)), lengths[own])
-        frame = (np.cumsum(lengths) - lengths)[own][query] + layout.positions.numpy()
-        cell_P = torch.from_numpy(query * frames_FD.shape[0] + frame).to(frames_FD.device, non_blocking=True)
+        first_cell = query * frames_FD.shape[0] + (np.cumsum(lengths) - lengths)[own][query]
+        cell_P = (torch.from_numpy(first_cell) + layout.positions).to(frames_FD.device, non_blocking=True)
         layout = layout.to(frames_FD.device, non_blocking=True)
         similarity_P = self._similarity(query_QD, frames_FD).flatten().index_select(0, cell_P)
         return SpanLogits(*self._smooth(similarity_P, layout.positions), layout)
