@@ -25,6 +25,7 @@ class Segment:
     text: list[int]  # with its leading special token and its context
     frames: list[int]  # indices inside the clip, may be empty
     labels: list[int] | None = None  # MLM: per token, -1 = not predicted
+    own: list[int] | None = None  # the subtitle's own words, where known apart from `text`
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Query:
 
     text: list[int]  # with its leading special token
     span: tuple[int, int]
+    segment: int | None = None  # VSM: the subtitle it was drawn from, counted inside its video
 
 
 @dataclass(frozen=True)
@@ -158,15 +160,18 @@ def split_mlm(batch: Batch) -> list[Video]:
     return videos
 
 
-def _with_queries(videos: list[Video], batch: Batch) -> list[Video]:
-    """Queries belong to videos by position: j, j + 1, ... of every group of equal size (hero.md 3.7)."""
-    each = len(batch["targets"]) // len(videos)
+def split_queries(batch: Batch) -> tuple[Query, ...]:
+    """The queries of a batch, in its order."""
     lengths = batch["query_attn_masks"].sum(dim=1).tolist()
-    queries = [
-        Query(ids[:length], (span[0], span[1]))
-        for ids, length, span in zip(batch["query_input_ids"].tolist(), lengths, batch["targets"].tolist(), strict=True)
-    ]
-    return [replace(v, queries=tuple(queries[i * each : (i + 1) * each])) for i, v in enumerate(videos)]
+    rows = zip(batch["query_input_ids"].tolist(), lengths, batch["targets"].tolist(), strict=True)
+    return tuple(Query(ids[:length], (span[0], span[1])) for ids, length, span in rows)
+
+
+def _with_queries(videos: list[Video], batch: Batch) -> list[Video]:
+    """Queries belong to videos by position, in groups of equal size (hero.md 3.7)."""
+    queries = split_queries(batch)
+    each = len(queries) // len(videos)
+    return [replace(v, queries=queries[i * each : (i + 1) * each]) for i, v in enumerate(videos)]
 
 
 def _texts(ids: Tensor, masks: Tensor, gather: Tensor, feats: Tensor) -> list[tuple[list[int], int]]:

@@ -28,11 +28,15 @@ def of_raw(case: Case) -> list[Video]:
         videos.append(
             Video(
                 frames=frames[raw["vid"]],
-                segments=[Segment(s["model_input_ids"], s["frames"], s.get("labels")) for s in raw["subs"]],
+                segments=[
+                    Segment(s["model_input_ids"], s["frames"], s.get("labels"), s["token_ids"]) for s in raw["subs"]
+                ],
                 mask=[bool(m) for m in raw["frame_mask"]] if "frame_mask" in raw else None,
                 order=raw.get("orders"),
                 targets=raw.get("targets"),
-                queries=tuple(Query(q["model_input_ids"], tuple(q["target"])) for q in raw.get("queries", ())),
+                queries=tuple(
+                    Query(q["model_input_ids"], tuple(q["target"]), q.get("sub_idx")) for q in raw.get("queries", ())
+                ),
             )
         )
     return videos

@@ -195,15 +195,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 @lru_cache(maxsize=8)
-def _weights(path: Path) -> dict[str, Tensor]:
-    return load_file(path)
+def stored_weights(folder: Path) -> dict[str, Tensor]:
+    """A set's pre-training weights as they lie on disk; shared, so never written to."""
+    return load_file(folder / "weights_pretrain.safetensors")
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
     """Fresh trainable copies of a set's weights, official names. The tied decoder stands once, as word embeddings."""
     return {
         name: tensor.clone().requires_grad_(not name.endswith("pad"))
-        for name, tensor in _weights(folder / "weights_pretrain.safetensors").items()
+        for name, tensor in stored_weights(folder).items()
         if not name.endswith("lm_head.decoder.weight")
     }
 
@@ -222,7 +223,7 @@ def heads(folder: Path) -> Heads:
 
 def sizes(folder: Path) -> dict[str, int]:
     """What random examples for a set's weights need to know."""
-    stored = _weights(folder / "weights_pretrain.safetensors")
+    stored = stored_weights(folder)
     return {
         "vocab": read_json(folder / "spec.json")["spec"]["vocab_raw"],
         "width": stored["v_encoder.mask_embedding.weight"].shape[1],

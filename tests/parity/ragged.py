@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from oracle.collate import Query, Segment, Video
 
 CLS, SEP, FIRST_WORD = 0, 2, 4
-SEEDS = range(4)
 
 
 def videos(task: str, seed: int, *, vocab: int, width: int, fom_classes: int, num_videos: int) -> list[Video]:
     """Clips with unmatched frames, wordless and one-word segments, segments without frames, and a one-frame clip.
 
-    Queries are subtitles of their video (their text is gone from the clip), two per video for `vsm`, else one.
+    Two queries a video for `vsm`, one for `vcmr` and `vr`.
     """
     rng = np.random.default_rng([seed, num_videos, sum(task.encode())])
     lengths = rng.integers(2, min(14, fom_classes), size=num_videos)
@@ -33,7 +34,8 @@ def _video(rng: np.random.Generator, task: str, length: int, vocab: int, width: 
         return Video(frames, segments, mask=mask.tolist())
     if task == "fom":
         return _shuffled(rng, Video(frames, segments))
-    return _with_queries(rng, Video(frames, segments), 2 if task == "vsm" else 1, vocab)
+    video = Video(frames, segments)
+    return _with_own_queries(rng, video) if task == "vsm" else _with_queries(rng, video, vocab)
 
 
 def _words(rng: np.random.Generator, vocab: int, at_least: int = 0) -> list[int]:
@@ -43,7 +45,7 @@ def _words(rng: np.random.Generator, vocab: int, at_least: int = 0) -> list[int]
 def _segments(rng: np.random.Generator, length: int, vocab: int) -> list[Segment]:
     """Disjoint runs of frames with gaps between them; the second segment owns no frame and has one word."""
     owner = np.sort(rng.integers(0, 4, size=length))
-    owner[rng.random(length) < 0.25] = -1  # frames of no subtitle
+    owner[1:][rng.random(length - 1) < 0.25] = -1  # frames of no subtitle; the first keeps its own
     segments = []
     for number in range(4):
         indices = np.flatnonzero(owner == number).tolist()
@@ -71,11 +73,25 @@ def _shuffled(rng: np.random.Generator, video: Video) -> Video:
     return Video(video.frames, video.segments, order=order.tolist(), targets=targets.tolist())
 
 
-def _with_queries(rng: np.random.Generator, video: Video, count: int, vocab: int) -> Video:
+def _with_queries(rng: np.random.Generator, video: Video, vocab: int) -> Video:
+    """One query that stands in no subtitle, as annotations give them."""
     length = len(video.frames)
+    start = int(rng.integers(length))
+    end = min(max(start + 1, int(rng.integers(length))), length - 1)
+    return replace(video, queries=(Query([CLS, *_words(rng, vocab)], (start, end)),))
+
+
+def _with_own_queries(rng: np.random.Generator, video: Video) -> Video:
+    """Two of its subtitles as queries, their text gone from the clip; a video with one such subtitle asks twice."""
+    owning = [i for i, segment in enumerate(video.segments) if segment.frames]
+    drawn = sorted(rng.permutation(owning)[:2].tolist())
     queries = []
-    for _ in range(count):
-        start = int(rng.integers(length))
-        end = min(max(start + 1, int(rng.integers(length))), length - 1)
-        queries.append(Query([CLS, *_words(rng, vocab)], (start, end)))
-    return Video(video.frames, video.segments, queries=tuple(queries))
+    for i in (drawn * 2)[:2] if len(drawn) == 1 else drawn:
+        segment = video.segments[i]
+        end = min(max(segment.frames[0] + 1, segment.frames[-1]), len(video.frames) - 1)
+        queries.append(Query([CLS, *segment.text[1:]], (segment.frames[0], end), i))
+    segments = [
+        replace(segment, text=[SEP] if i in drawn else segment.text, own=segment.text[1:])
+        for i, segment in enumerate(video.segments)
+    ]
+    return replace(video, segments=segments, queries=tuple(queries))
