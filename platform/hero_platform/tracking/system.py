@@ -1,0 +1,164 @@
+"""The machine a run works on: what it is, what its code is, and how busy it is over time."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import logging
+import os
+import platform
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_REPOSITORY = Path(__file__).resolve().parents[3]
+_DIFF_LIMIT = 1_000_000  # characters of uncommitted changes kept with a run
+
+
+def provenance() -> dict[str, Any]:
+    """What is needed to say what ran: git state, installed packages, hardware. Plain data, about a second."""
+    return {"git": git_state(_REPOSITORY), "packages": packages(), "hardware": hardware()}
+
+
+def git_state(folder: Path) -> dict[str, str]:
+    """Commit and uncommitted changes of a checkout (new files are listed); empty where there is none, as on a worker."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if not commit:
+        return {}
+    diff = _git(folder, "diff", "HEAD")
+    if len(diff) > _DIFF_LIMIT:
+        diff = f"{diff[:_DIFF_LIMIT]}\n(cut off: {len(diff) - _DIFF_LIMIT} more characters)\n"
+    return {
+        "commit": commit.strip(),
+        "branch": _git(folder, "rev-parse", "--abbrev-ref", "HEAD").strip(),
+        "diff": diff,
+        "untracked": _git(folder, "ls-files", "--others", "--exclude-standard"),
+    }
+
+
+def packages() -> list[str]:
+    """Every installed distribution as `name==version`, sorted: the dependency lock of this run."""
+    found = {f"{dist.name}=={dist.version}" for dist in importlib.metadata.distributions() if dist.name}
+    return sorted(found, key=str.lower)
+
+
+def hardware() -> dict[str, Any]:
+    """Host, system, processor, memory and GPUs."""
+    import psutil
+    import torch
+
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return {
+        "host": socket.gethostname(),
+        "system": platform.platform(),
+        "python": sys.version.split()[0],
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "gpus": [{"name": gpu.name, "memory_gb": round(gpu.total_memory / 1e9, 1)} for gpu in gpus],
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+    }
+
+
+def sample() -> dict[str, float]:
+    """How busy this machine and this process are now; names start with `system/`."""
+    import psutil
+
+    memory, network, own = psutil.virtual_memory(), psutil.net_io_counters(), _own_process()
+    metrics = {
+        "system/cpu_percent": psutil.cpu_percent(),
+        "system/memory_percent": memory.percent,
+        "system/memory_available_gb": memory.available / 1e9,
+        "system/process_cpu_percent": own.cpu_percent(),
+        "system/process_memory_gb": own.memory_info().rss / 1e9,
+        "system/network_received_gb": network.bytes_recv / 1e9,
+        "system/network_sent_gb": network.bytes_sent / 1e9,
+    }
+    disk = psutil.disk_io_counters()
+    if disk is not None:  # none inside some containers
+        metrics["system/disk_read_gb"] = disk.read_bytes / 1e9
+        metrics["system/disk_written_gb"] = disk.write_bytes / 1e9
+    return metrics | _gpus()
+
+
+class Sampler:
+    """Samples this machine in a thread until stopped.
+
+    A sample's step is whole seconds since `began_ms`, the run's first start: it grows over restarts, so no (name, step)
+    ever comes twice.
+
+    Args:
+        log: takes (step, metrics).
+        began_ms: wall clock of the run's first start, milliseconds.
+        every_s: seconds between samples.
+    """
+
+    def __init__(self, log: Callable[[int, Mapping[str, float]], None], began_ms: int, every_s: float = 10.0) -> None:
+        self._log, self._began_ms, self._every_s = log, began_ms, every_s
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="system-metrics", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            sample()  # percentages count from the previous call
+            while not self._stopped.wait(self._every_s):
+                self._log((time.time_ns() // 1_000_000 - self._began_ms) // 1000, sample())
+        except Exception:  # a machine without these counters still trains
+            logger.exception("system metrics end here")
+
+
+@functools.cache
+def _own_process() -> Any:
+    import psutil
+
+    return psutil.Process()
+
+
+def _gpus() -> dict[str, float]:
+    torch = sys.modules.get("torch")  # never the reason to import it
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return {}
+    metrics: dict[str, float] = {}
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        metrics[f"system/gpu_{index}_memory_gb"] = (total - free) / 1e9
+        try:
+            metrics[f"system/gpu_{index}_utilization_percent"] = float(torch.cuda.utilization(index))
+            metrics[f"system/gpu_{index}_power_w"] = torch.cuda.power_draw(index) / 1e3
+        except (ModuleNotFoundError, RuntimeError):  # both need nvidia-ml-py
+            continue
+    return metrics
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _git(folder: Path, *words: str) -> str:
+    """Output of a git command; empty where git or the repository is missing."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, errors="replace", timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
