@@ -117,6 +117,26 @@ def _lmdb(own: argparse.Namespace) -> tuple[Source, TokenizerSpec, str]:
     return source, tokenizer, own.feature_set or folder.removesuffix("_compressed")
 
 
+def _npz(own: argparse.Namespace) -> tuple[Source, TokenizerSpec, str]:
+    """One .npz of features per video, and subtitles as text."""
+    from hero_model.config import TextIds
+    from hero_platform import files
+    from hero_platform.sources.npz import NpzSource
+    from hero_platform.store.tokens import TokenizerSpec
+
+    if own.subtitles and not own.tokenizer:
+        raise ValueError("subtitles need --tokenizer DIR, a folder with RoBERTa's vocabulary")
+    source = NpzSource(
+        features=tuple(own.features),
+        arrays=tuple(own.arrays),
+        subtitles=own.subtitles,
+        splits=tuple(own.splits),
+        interval_s=own.interval,
+    )
+    tokenizer = TokenizerSpec.roberta(own.tokenizer) if own.tokenizer else TokenizerSpec.ids_only(TextIds())
+    return source, tokenizer, own.feature_set or files.name_of(own.features[0])
+
+
 def _synthetic(own: argparse.Namespace) -> tuple[Source, TokenizerSpec, str]:
     """The generated corpus."""
     from hero_platform.sources.synthetic import SyntheticSource
@@ -139,7 +159,7 @@ def _synthetic(own: argparse.Namespace) -> tuple[Source, TokenizerSpec, str]:
     return source, TokenizerSpec.of_words(source.words()), own.feature_set or "synthetic"
 
 
-_SOURCES = {"lmdb": _lmdb, "synthetic": _synthetic}
+_SOURCES = {"lmdb": _lmdb, "npz": _npz, "synthetic": _synthetic}
 
 
 def _parser() -> Parser:
@@ -151,9 +171,13 @@ def _parser() -> Parser:
     lmdb.add_argument("--video-db", required=True, metavar="DIR", help="a data set's folder, or one LMDB folder in it")
     lmdb.add_argument("--txt-db", metavar="DIR", help="its subtitle database, e.g. tv_subtitles.db")
     lmdb.add_argument("--query-db", nargs="+", default=[], metavar="[SPLIT=]DIR", help="annotations, e.g. tvr_train.db")
-    lmdb.add_argument("--splits", nargs="+", default=[], metavar="[SPLIT=]FILE", help="JSON lists of ids of each split")
-    lmdb.add_argument("--tokenizer", metavar="DIR", help="RoBERTa vocabulary, for texts without token ids")
-    lmdb.add_argument("--corpus", required=True, help="name of the data set")
+    _add_texts(lmdb)
+
+    npz = _command(commands, "npz", "one .npz of features per video")
+    npz.add_argument("--features", nargs="+", required=True, metavar="DIR", help="folders whose features are joined")
+    npz.add_argument("--arrays", nargs="+", default=["features"], metavar="NAME", help="arrays of a file to join")
+    npz.add_argument("--subtitles", metavar="PATH", help="a .jsonl file, or a folder with one .srt or .vtt per video")
+    _add_texts(npz)
 
     synthetic = _command(commands, "synthetic", "a generated corpus with real structure, no download")
     synthetic.add_argument("--videos", type=_count, default=1000, metavar="N", help="over all splits (default 1000)")
@@ -184,6 +208,13 @@ def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
     command.add_argument("--workers", type=_positive, default=2, metavar="N", help="tasks at once (default 2)")
     add_common(command, name="folder of the store under stores/CORPUS (default: the feature set)")
     return command
+
+
+def _add_texts(command: argparse.ArgumentParser) -> None:
+    """Flags of the sources that read foreign files."""
+    command.add_argument("--splits", nargs="+", default=[], metavar="[SPLIT=]FILE", help="JSON lists of ids of a split")
+    command.add_argument("--tokenizer", metavar="DIR", help="RoBERTa vocabulary, for texts without token ids")
+    command.add_argument("--corpus", required=True, help="name of the data set")
 
 
 def _count(text: str) -> int:

@@ -83,7 +83,7 @@ def build(
     """
     started = time.monotonic()
     settings = BuildSettings(corpus, feature_set, tokenizer, keep_float32, shard_bytes)
-    where = str(source.provenance().get("features") or type(source).__name__)
+    where = _where(source)
     planned, known_bad = source.plan()
     videos, repeated = planning.order_videos(planned, where)
     described = planning.describe_settings(
@@ -333,6 +333,12 @@ def _record(infos: list[ShardInfo], seconds: float) -> dict[str, Any]:
             **{name: version(name) for name in ("hero-platform", "ray", "pyarrow", "numpy")},
         },
     }
+
+
+def _where(source: Source) -> str:
+    """What a reject says about the origin of a row that was read well but is no good."""
+    features = source.provenance().get("features", type(source).__name__)
+    return features if isinstance(features, str) else " + ".join(features)
 
 
 def _first(rejects: Sequence[Reject]) -> str:
