@@ -57,7 +57,7 @@ def _by_runs(q_RHd: Tensor, k_RHd: Tensor, v_RHd: Tensor, layout: Layout, dropou
         context = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
         outputs.append(context.transpose(1, 2).flatten(0, 1))
         start = rows.stop
-    return torch.cat(outputs)
+    return torch.cat(outputs) if outputs else q_RHd
 
 
 @lru_cache
