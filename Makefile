@@ -1,0 +1,40 @@
+# Commands of the project; `make env` once, or any target that needs it does it for you.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test env check lint types ui
+
+# sample data, pre-training, fine-tuning with and without it, evaluation, and where to look
+demo: env
+	$(BIN)/python -m jobs.demo
+
+# everything CI runs
+test: env lint types
+	$(BIN)/pytest
+
+# before each commit: lint, types and the tests that start no cluster and no server
+check: env lint types
+	$(BIN)/pytest -m 'not ray and not s3'
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: env
+	$(BIN)/mypy
+
+# MLflow on this checkout's tracking store, for this machine only
+ui: env
+	$(BIN)/mlflow ui --host 127.0.0.1 \
+		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$${HERO_HOME:-outputs}/mlflow.db}"
+
+env: $(VENV)/.installed
+
+# torch comes first and exactly: resolving a range could pick a build with gigabytes of CUDA libraries
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,77 @@
+"""Fixtures of the whole suite: a private output root for each test, one Ray cluster, one tracking database."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+# Outside settings must not leak into a test, nor a test into them.
+for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
+    os.environ.pop(_name, None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Small tensors: more threads only get in each other's way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def hero_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The root of this test's outputs."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("HERO_HOME", str(home))
+    return home
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[Any]:
+    """One Ray cluster for all tests that need one (stack.md 7). Mark such tests `ray`."""
+    os.environ.update(
+        RAY_AUTH_MODE="disabled",
+        RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.1",
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="60",
+        TUNE_GLOBAL_CHECKPOINT_S="1",
+    )
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # socket paths may not exceed 107 bytes
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=300_000_000,
+        _temp_dir=folder,
+        log_to_driver=False,
+        logging_level="WARNING",
+    )
+    yield ray
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def _empty_tracking_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables made: that takes seconds, so once."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("tracking") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def tracking_database(hero_home: Path, _empty_tracking_database: Path) -> Path:
+    """This test's own `mlflow.db` under its output root, ready for use."""
+    hero_home.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy(_empty_tracking_database, hero_home / "mlflow.db"))

@@ -1,0 +1,129 @@
+"""Rules about the tree itself: sizes, layers, documentation, and what a job's `--help` may import."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = [path for top in ("hero_model", "platform", "jobs") for path in sorted((ROOT / top).rglob("*.py"))]
+PYTHON = [*SOURCE, *(path for top in ("tests", "benchmarks") for path in sorted((ROOT / top).rglob("*.py")))]
+JOBS = [path.stem for path in sorted((ROOT / "jobs").glob("*.py")) if "def main(" in path.read_text("utf-8")]
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def test_platform_is_no_package():
+    assert not (ROOT / "platform" / "__init__.py").exists(), "it would shadow the standard library's platform module"
+    assert not list((ROOT / "platform").glob("*.py"))
+    assert not (ROOT / "tests" / "platform").exists()
+    said = subprocess.run(
+        [sys.executable, "-c", "import platform; print(platform.__file__, platform.python_version())"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert str(ROOT / "platform") not in said
+
+
+def test_test_folders_are_no_packages():
+    assert [_name(path) for path in (ROOT / "tests").rglob("__init__.py")] == []
+
+
+def test_files_stay_short():
+    lengths = {_name(path): len(path.read_text("utf-8").splitlines()) for path in PYTHON}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+def test_functions_stay_short():
+    long = []
+    for path in SOURCE:
+        for function in _functions(ast.parse(path.read_text("utf-8"))):
+            length = (function.end_lineno or 0) - function.lineno + 1
+            if length > 60:
+                long.append(f"{_name(path)}:{function.lineno} {function.name} ({length} lines)")
+    assert long == []
+
+
+def test_source_is_finished_and_ascii():
+    unfinished = re.compile(r"NotImplementedError|\bTODO\b|\bFIXME\b|\bXXX\b")
+    assert [_name(path) for path in SOURCE if unfinished.search(path.read_text("utf-8"))] == []
+    assert [_name(path) for path in PYTHON if not path.read_text("utf-8").isascii()] == []
+
+
+def _undocumented(tree: ast.Module) -> Iterator[str]:
+    if not ast.get_docstring(tree):
+        yield "the module"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            if not ast.get_docstring(node):
+                yield node.name
+            if isinstance(node, ast.ClassDef):
+                methods = (m for m in node.body if isinstance(m, ast.FunctionDef) and not m.name.startswith("_"))
+                yield from (f"{node.name}.{method.name}" for method in methods if not ast.get_docstring(method))
+
+
+def test_public_names_are_documented():
+    missing = {_name(path): list(_undocumented(ast.parse(path.read_text("utf-8")))) for path in SOURCE}
+    assert {name: names for name, names in missing.items() if names} == {}
+
+
+def test_import_contracts_hold():
+    """The contracts in pyproject.toml: layers, and who may import Ray, MLflow and storage libraries."""
+    program = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(cache_dir=None))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _fenced_tree(text: str) -> list[str]:
+    """Paths in the fenced block of a document that starts with a `tree` fence, joined by indentation."""
+    block = re.search(r"```tree\n(.*?)```", text, re.DOTALL)
+    paths: list[str] = []
+    parents: list[tuple[int, str]] = []
+    for line in (block.group(1) if block else "").splitlines():
+        if not line.strip():
+            continue
+        indent, name = len(line) - len(line.lstrip()), line.split()[0]
+        while parents and parents[-1][0] >= indent:
+            parents.pop()
+        full = f"{parents[-1][1] if parents else ''}{name}"
+        paths.append(full)
+        if name.endswith("/"):
+            parents.append((indent, full))
+    return paths
+
+
+def test_readme_tree_is_true():
+    readme = ROOT / "README.md"
+    listed = _fenced_tree(readme.read_text("utf-8"))
+    assert listed, "README.md ends with a ```tree block"
+    assert [path for path in listed if not (ROOT / path).exists()] == []
+    packages = {f"{_name(path.parent)}/" for path in SOURCE if path.name != "__init__.py"}
+    assert sorted(packages - set(listed)) == [], "folders of source that the tree does not list"
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_imports_nothing_heavy(job: str):
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = ['{job}', '--help']\n"
+        "try:\n"
+        f"    runpy.run_module('jobs.{job}', run_name='__main__')\n"
+        "except SystemExit as stop:\n"
+        "    assert not stop.code, stop.code\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'pyarrow', 'transformers', 'matplotlib', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
