@@ -40,8 +40,10 @@ def override(config: RunConfig, arguments: Sequence[str], *, program: str) -> Ru
 
 def _sentence(text: str) -> str:
     """Flatten tyro's boxed error message to one line."""
-    words = "".join(c if c.isascii() else " " for c in text).split()
-    return " ".join(word for word in words if set(word) != {"-"})
+    words = " ".join("".join(c if c.isascii() else " " for c in text).split())
+    for noise in ("Value error", "Unrecognized options", "Parsing error", "Error parsing RunConfig:"):
+        words = words.removeprefix(noise).strip()
+    return words.split(" For full helptext")[0]
 
 
 def to_json(config: RunConfig) -> str:

@@ -75,22 +75,13 @@ class Feed:
     """The training stream of one rank: a function of the step number."""
 
     def __init__(self, config: RunConfig, stores: Mapping[str, FeatureStore], rank: int, world: int) -> None:
-        """Open the training split of every mixture entry.
-
-        Raises:
-            ValueError: an empty split, or a batch larger than a corpus.
-        """
+        """Open the training split of every mixture entry."""
         self._config = config
         self._text: TextIds = config.text
         self.mixture = mixture_of(config)
         self._readers, self._orders = [], []
         for number, entry in enumerate(config.mixture):
             reader = ExampleReader(stores[entry.corpus], entry.task, entry.corpus, entry.split, training=True)
-            if config.batch > len(reader):
-                raise ValueError(
-                    f"batch {config.batch} is larger than the {len(reader)} examples of {entry.key} in split "
-                    f"{entry.split!r}: use --batch {len(reader)} or less"
-                )
             self._readers.append(reader)
             self._orders.append(EpochOrder(len(reader), config.seed, number))
         self._share = share(config.batch, config.pool, config.nce_pool, config.scale.micro_batch, rank, world)

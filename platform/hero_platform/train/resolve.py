@@ -10,7 +10,7 @@ from hero_model.config import HeroConfig, base, debug
 from hero_model.multitask import MultiTaskHero
 from hero_platform import config_io, files, home
 from hero_platform.config import OptimConfig, RunConfig, ScheduleConfig, StoreRef, differences, identity
-from hero_platform.store.reader import FeatureStore
+from hero_platform.feed.loader import ExampleReader, open_stores
 from hero_platform.train import snapshot
 
 DEBUG_TOTAL = 200  # updates of the debug schedule: 20 of them must move the loss
@@ -71,11 +71,12 @@ def resolve(config: RunConfig) -> RunConfig:
     """Fill in what the stores and the initial weights decide: digests, frame width, vocabulary, special ids.
 
     Raises:
-        ValueError: a store is missing or two stores of the run do not fit together.
+        ValueError: a store is missing, two stores of the run do not fit together, or a batch is larger than a corpus.
     """
     refs, widths, texts = [], {}, {}
+    stores = open_stores(config)
     for ref in config.stores:
-        store = FeatureStore.open(config.store(ref.corpus).path)
+        store = stores[ref.corpus]
         tables = {
             (e.task.annotations, e.split) for e in config.mixture if e.corpus == ref.corpus and e.task.annotations
         }
@@ -86,6 +87,13 @@ def resolve(config: RunConfig) -> RunConfig:
         if len(set(values.values())) > 1:
             listed = "; ".join(f"{corpus} has {what} {value}" for corpus, value in values.items())
             raise ValueError(f"the stores of one run must agree: {listed}")
+    for entry in config.mixture:
+        examples = len(ExampleReader(stores[entry.corpus], entry.task, entry.corpus, entry.split, training=True))
+        if config.batch > examples:
+            raise ValueError(
+                f"batch {config.batch} is larger than the {examples} examples of {entry.key} in split {entry.split!r}: "
+                f"use --batch {examples} or less"
+            )
     text = next(iter(texts.values()))
     model: HeroConfig = replace(
         config.model, frame_dim=next(iter(widths.values())), vocab_size=-(-text.vocab_size // 8) * 8
