@@ -228,6 +228,8 @@ def sizes(folder: Path) -> dict[str, int]:
         "vocab": read_json(folder / "spec.json")["spec"]["vocab_raw"],
         "width": stored["v_encoder.mask_embedding.weight"].shape[1],
         "fom_classes": len(stored["v_encoder.fom_output.linear_2.bias"]),
+        "segment_frames": len(stored["v_encoder.f_encoder.img_embeddings.position_embeddings.weight"]),
+        "clip_frames": len(stored["v_encoder.c_encoder.embeddings.position_embeddings.weight"]),
     }
 
 

@@ -33,12 +33,17 @@ def all_heads(cfg: HeroConfig) -> MultiTaskHero:
 
 def config(folder: Path, vocab_pad: int = 0) -> HeroConfig:
     """The sizes of a set's stored weights."""
-    stored = golden.stored_weights(folder)
-    frames = len(stored["v_encoder.f_encoder.img_embeddings.position_embeddings.weight"])
+    stored, sizes = golden.stored_weights(folder), golden.sizes(folder)
     cfg = official.config_from_official(
-        golden.model_config(folder), frame_dim=golden.sizes(folder)["width"], max_segment_frames=frames
+        golden.model_config(folder), frame_dim=sizes["width"], max_segment_frames=sizes["segment_frames"]
     )
-    return replace(cfg, vocab_size=len(stored["v_encoder.f_encoder.lm_head.bias"]), vocab_pad=vocab_pad)
+    return replace(
+        cfg,
+        vocab_size=len(stored["v_encoder.f_encoder.lm_head.bias"]),
+        vocab_pad=vocab_pad,
+        span_kernel=stored["video_st_predictor.weight"].shape[-1],
+        fom_classes=sizes["fom_classes"],
+    )
 
 
 def load(folder: Path, vocab_pad: int = 0) -> MultiTaskHero:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -11,16 +12,21 @@ from oracle.collate import Query, Segment, Video
 CLS, SEP, FIRST_WORD = 0, 2, 4
 
 
-def videos(task: str, seed: int, *, vocab: int, width: int, fom_classes: int, num_videos: int) -> list[Video]:
+LONGEST = 13  # frames of a clip, where the model's tables have that many
+SPARE = 3  # rows of the clip's position table left for more padding
+
+
+def videos(task: str, seed: int, num_videos: int, sizes: Mapping[str, int]) -> list[Video]:
     """Clips with unmatched frames, wordless and one-word segments, segments without frames, and a one-frame clip.
 
-    Two queries a video for `vsm`, one for `vcmr` and `vr`.
+    `sizes` are those of the model (`golden.sizes`). Two queries a video for `vsm`, one for `vcmr` and `vr`.
     """
     rng = np.random.default_rng([seed, num_videos, sum(task.encode())])
-    lengths = rng.integers(2, min(14, fom_classes), size=num_videos)
-    if num_videos > 1:
+    longest = min(LONGEST, sizes["fom_classes"], sizes["segment_frames"], sizes["clip_frames"] - SPARE)
+    lengths = rng.integers(2, longest, endpoint=True, size=num_videos)
+    if num_videos != 1 or seed == 0:
         lengths[rng.integers(num_videos)] = 1
-    return [_video(rng, task, int(length), vocab, width) for length in lengths]
+    return [_video(rng, task, int(length), sizes["vocab"], sizes["width"]) for length in lengths]
 
 
 def _video(rng: np.random.Generator, task: str, length: int, vocab: int, width: int) -> Video:

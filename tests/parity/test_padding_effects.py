@@ -8,31 +8,29 @@ from oracle.model import Oracle
 from parity import compare, examples, golden, ragged, run
 from torch.nn.functional import pad
 
-EXTRA = 3
 SETTINGS = [case for case in golden.cases() if not case.is_solo and case.name.startswith("pretrain/")]
 
 
 def padded(batch):
-    """The same batch with clips `EXTRA` slots longer."""
+    """The same batch with clips `SPARE` slots longer."""
     longer = {
-        "c_v_feats": pad(batch["c_v_feats"], (0, 0, 0, EXTRA)),
-        "c_attn_masks": pad(batch["c_attn_masks"], (0, EXTRA)),
+        "c_v_feats": pad(batch["c_v_feats"], (0, 0, 0, ragged.SPARE)),
+        "c_attn_masks": pad(batch["c_attn_masks"], (0, ragged.SPARE)),
     }
     if "c_v_masks" in batch:
-        longer["c_v_masks"] = pad(batch["c_v_masks"], (0, EXTRA))
+        longer["c_v_masks"] = pad(batch["c_v_masks"], (0, ragged.SPARE))
     if "shuffled_orders" in batch:
         num, length = batch["shuffled_orders"].shape
-        slots = torch.arange(length, length + EXTRA).expand(num, EXTRA)
+        slots = torch.arange(length, length + ragged.SPARE).expand(num, ragged.SPARE)
         longer["shuffled_orders"] = torch.cat([batch["shuffled_orders"], slots], dim=1)
-        longer["targets"] = pad(batch["targets"], (0, EXTRA), value=-1)
+        longer["targets"] = pad(batch["targets"], (0, ragged.SPARE), value=-1)
     return {**batch, **longer}
 
 
 @pytest.mark.parametrize("case", [c for c in SETTINGS if c.task != "mlm"], ids=lambda case: case.id)
 def test_more_padding(case):
     """In double precision, so that rounding and a change are far apart."""
-    sizes = golden.sizes(case.set)
-    batch = examples.batch(case.task, ragged.videos(case.task, 0, num_videos=3, **sizes))
+    batch = examples.batch(case.task, ragged.videos(case.task, 0, 3, golden.sizes(case.set)))
     batch = {name: value.double() if is_float(value) else value for name, value in batch.items()}
     for padding_effects, changes in ((False, False), (True, case.task in ("mfm-nce", "vsm"))):
         weights = {name: w.detach().double().requires_grad_() for name, w in golden.weights(case.set).items()}

@@ -26,7 +26,7 @@ VARIANTS = ("mlm", "mfm-nce", "mffr", "fom", *RANKINGS)
 @pytest.mark.parametrize("folder", golden.sets(), ids=lambda folder: folder.name)
 def test_loss_and_gradients(folder, variant, seed, num_videos, errors):
     kind, ranking = variant.split("_")[0], RANKINGS.get(variant)
-    videos = ragged.videos(kind, seed, num_videos=num_videos, **golden.sizes(folder))
+    videos = ragged.videos(kind, seed, num_videos, golden.sizes(folder))
     weights = golden.weights(folder)
     batch = examples.batch(kind, videos)
     oracle = Oracle(weights, golden.heads(folder), padding_effects=False)

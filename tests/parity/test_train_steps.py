@@ -1,17 +1,19 @@
 """Some optimizer updates in a row: losses, gradient norms, rates and final weights as the official code had them.
 
 The losses come from the oracle: the order contains the two results that depend on padding. The updates are made by the
-oracle's own optimizer and by the product's. The packed model's turn is in test_packed_steps.py.
+oracle's own optimizer and by the product's. Steps of MLM alone do not depend on
+padding, so the packed model takes them too.
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
-from oracle import optim
+from oracle import collate, optim
 from oracle.model import Oracle
-from parity import compare, golden, run
+from parity import compare, golden, packed, run
 
+from hero_model import official
 from hero_platform.train import optim as product
 
 PATHS = golden.files("pretrain/train_steps*.json")
@@ -78,3 +80,30 @@ def test_updates(path, update, errors):
         assert rates == pytest.approx(log["lr_groups"][: len(rates)], rel=1e-12)
         errors.note("oracle losses", path.stem, str(path), error)
     errors.note(f"{update.__name__} weights", path.stem, str(path), compare.weights(weights, stored["final_params"]))
+
+
+@pytest.mark.parametrize(
+    "path", golden.files("pretrain/train_steps_accum2_mlm.json"), ids=lambda path: f"{path.parts[-3]}:{path.stem}"
+)
+def test_packed_model(path, errors):
+    """Two summed copies of the MLM loss an update, our names and joined projections, `named_parameters` as groups."""
+    stored, folder = golden.read_json(path), path.parents[1]
+    opts, case = stored["opts"], golden.pretraining(folder)["mlm"]
+    model, task = packed.load(folder, golden.vocab_pad(case)), packed.task_of("mlm")
+    videos = collate.split_mlm(golden.read_batch(case.batch))
+    batch = packed.batch_of(task, videos, packed.text_ids(folder))
+    groups = product.param_groups(model.named_parameters(), official.official_name, weight_decay=opts["weight_decay"])
+    adamw = product.OfficialAdamW(groups, betas=tuple(opts["betas"]), zero_filled_grads=True)
+    for log in stored["log"]:
+        adamw.zero_grad()
+        loss = packed.losses(model, task, batch).total
+        for _ in range(2):
+            loss.backward(retain_graph=True)
+        error = compare.number("loss", 2 * loss.item(), log["loss"], compare.OUTPUT)
+        norm = product.clip_gradients(model.parameters(), opts["grad_norm"])
+        compare.number("gradient norm", norm.item(), log["grad_norm_before_clip"], compare.GRADIENT)
+        product.set_learning_rate(adamw, log["lr_groups"][0])
+        adamw.step()
+        errors.note("packed losses", path.stem, str(path), error)
+    weights = official.to_official(model.state_dict())
+    errors.note("packed weights", path.stem, str(path), compare.weights(weights, stored["final_params"]))
