@@ -26,6 +26,10 @@ _DAMAGED_ZIP = (
 _NUMERIC = re.compile(r"[<>|=]?[iuf][1248]")
 
 
+class _RefusedError(ValueError):
+    """A value that decodes, but to something other than numbers and text."""
+
+
 def unpack_text(value: bytes | memoryview) -> Any:
     """Decode an lz4 frame of msgpack with text, numbers, lists and maps (hero.md 5.1)."""
     import lz4.frame
@@ -105,29 +109,31 @@ def _unpack(data: bytes | memoryview) -> Any:
 
     try:
         return msgpack.unpackb(data, raw=False, object_hook=_numpy_hook, ext_hook=_refuse_extension)
-    except (msgpack.UnpackException, msgpack.StackError, UnicodeDecodeError, TypeError, RecursionError) as error:
-        raise ValueError(f"not readable msgpack: {error or type(error).__name__}") from error
+    except _RefusedError:
+        raise
+    except (ValueError, msgpack.UnpackException, TypeError, RecursionError) as error:
+        raise ValueError(f"truncated or damaged msgpack: {error or type(error).__name__}") from error
 
 
 def _refuse_extension(code: int, _: bytes) -> Any:
-    raise ValueError(f"msgpack extension type {code}: refused")
+    raise _RefusedError(f"msgpack extension type {code}: refused")
 
 
 def _numpy_hook(record: Mapping[Any, Any]) -> Any:
     """Turn msgpack-numpy's map into an array if it is numeric; its object arrays are pickles and are refused."""
     if b"nd" not in record:
         if b"complex" in record:
-            raise ValueError("complex numbers in the record: refused")
+            raise _RefusedError("complex numbers in the record: refused")
         return record
     kind = record.get(b"kind", b"")
     dtype = record.get(b"type")
     dtype = dtype.decode("ascii", "replace") if isinstance(dtype, bytes) else dtype
     if kind not in (b"", "") or not isinstance(dtype, str) or not _NUMERIC.fullmatch(dtype):
-        raise ValueError(f"an array of type {dtype!r} and kind {kind!r} (objects or records), not numbers: refused")
+        raise _RefusedError(f"an array of type {dtype!r} and kind {kind!r} (objects or records), not numbers: refused")
     shape = record.get(b"shape", []) if record[b"nd"] else []
     data = record.get(b"data")
     if not isinstance(data, bytes) or not all(isinstance(size, int) and size >= 0 for size in shape):
-        raise ValueError("damaged msgpack-numpy array")
+        raise _RefusedError("damaged msgpack-numpy array")
     if len(data) != math.prod(shape) * np.dtype(dtype).itemsize:
-        raise ValueError(f"truncated array: shape {shape} of {dtype} does not fit {len(data)} bytes")
+        raise _RefusedError(f"truncated array: shape {shape} of {dtype} does not fit {len(data)} bytes")
     return np.ndarray(tuple(shape), np.dtype(dtype), data)

@@ -50,7 +50,7 @@ class LmdbSource:
         Raises:
             ValueError: a database is missing, unreadable or truncated, or was made for another interval.
         """
-        self._check_interval()
+        self._check_settings()
         planned, rejects = [], []
         with open_lmdb(self._feature_folder) as transaction:
             sizes = sizes_of(transaction)
@@ -134,8 +134,11 @@ class LmdbSource:
         present = ", ".join(files.listdir(self.features)[:8]) or "nothing"
         raise ValueError(f"{self.features}: no LMDB there named {' or '.join(names)}; the folder holds {present}")
 
-    def _check_interval(self) -> None:
-        """Raise ValueError if the subtitles were aligned, or the named features made, at another interval."""
+    def _check_settings(self) -> None:
+        """Raise ValueError for split files or query databases that cannot be used, and for another interval."""
+        self._split("")
+        for query in self.queries:
+            QueryDb.parse(query).check()
         aligned_s = _optional_json(self.subtitles, "meta.json").get("frame_length")
         if aligned_s is not None and float(aligned_s) != self.interval_s:
             raise ValueError(

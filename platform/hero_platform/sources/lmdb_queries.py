@@ -32,6 +32,11 @@ class QueryDb:
         captions = files.join(path, _CAPTIONS)
         return cls(split, captions if files.exists(captions) else path)
 
+    def check(self) -> None:
+        """Raise ValueError if no database is there."""
+        with open_lmdb(self.folder):
+            pass
+
 
 def read_annotations(database: QueryDb) -> Iterator[Annotation | Reject]:
     """Every row of a database in the official order; a damaged one is a reject.

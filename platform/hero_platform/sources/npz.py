@@ -46,6 +46,7 @@ class NpzSource:
         Raises:
             ValueError: a folder or the subtitles are not there, or hold nothing that fits.
         """
+        self._split("")  # unusable split files fail here, not in a worker
         rejects = [*self._folder_rejects, *self._subtitle_rejects]
         known = {video for paths in self._paths for video in paths}
         if self.subtitles is not None:
@@ -129,6 +130,9 @@ class NpzSource:
     def _listed(self) -> dict[str, str]:
         return read_splits(self.splits)
 
+    def _split(self, video: str) -> str:
+        return self._listed.get(video, UNLISTED) if self.splits else self.split
+
     def _missing(self, video: str) -> str | None:
         """Why a video cannot be read, as far as file names tell."""
         for folder, paths in zip(self.features, self._paths, strict=True):
@@ -160,8 +164,7 @@ class NpzSource:
         record = self._subtitles_of(video)
         if record.duration_s is not None:
             seconds = record.duration_s
-        split = self._listed.get(video, UNLISTED) if self.splits else self.split
-        return RawVideo(video, split, seconds, self.interval_s, frames, record.subtitles)
+        return RawVideo(video, self._split(video), seconds, self.interval_s, frames, record.subtitles)
 
     def _read_file(self, stream: Any) -> tuple[np.ndarray, float]:
         """The features [F, V] of one file, and the duration it states (NaN if none)."""

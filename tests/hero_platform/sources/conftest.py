@@ -1,0 +1,27 @@
+"""Where the LMDB fixtures are; tests that need them skip on a clone without them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="session")
+def golden_lmdb():
+    """`<golden>/lmdb`: $HERO_GOLDEN_DIR, else ../shared/golden beside the repository, else tests/golden."""
+    shared = REPO.parent / "shared" / "golden"
+    root = Path(os.environ.get("HERO_GOLDEN_DIR") or (shared if shared.exists() else REPO / "tests" / "golden"))
+    if not (root / "lmdb").exists():
+        pytest.skip(f"no LMDB fixtures in {root}")
+    return root / "lmdb"
+
+
+@pytest.fixture(scope="session")
+def real():
+    """`../shared/real`, beside the repository."""
+    folder = REPO.parent / "shared" / "real"
+    if not folder.exists():
+        pytest.skip(f"no {folder}")
+    return folder
