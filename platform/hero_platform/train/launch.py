@@ -19,7 +19,8 @@ import torch
 from hero_platform import config_io, files, home
 from hero_platform.config import RunConfig
 from hero_platform.telemetry import Progress
-from hero_platform.tracking.base import Tracker
+from hero_platform.tracking.base import NullTracker, Status, Tracker
+from hero_platform.tracking.system import provenance
 from hero_platform.train import snapshot
 from hero_platform.train.comm import Comm
 from hero_platform.train.records import make_tracker
@@ -87,7 +88,7 @@ def _device(config: RunConfig) -> torch.device:
 def _here(config: RunConfig, folder: str, start: int) -> tuple[str, int]:
     """N = 0: this process, no Ray. Ctrl-C commits at the next step boundary."""
     tracker = make_tracker(config, folder)
-    status = "FAILED"
+    status: Status = "FAILED"
     try:
         with Progress(config.name, start=start, total=config.steps) as progress, _stop_flag() as stop, only_one(folder):
             outcome = train(
@@ -96,6 +97,7 @@ def _here(config: RunConfig, folder: str, start: int) -> tuple[str, int]:
                     folder=folder,
                     device=_device(config),
                     tracker=tracker,
+                    provenance=provenance(),
                     progress=progress.update,
                     should_stop=stop.is_set,
                 ),
@@ -127,7 +129,7 @@ def _stop_flag() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def ray_worker(payload: Mapping[str, str]) -> None:
+def ray_worker(payload: Mapping[str, Any]) -> None:
     """What each Ray Train worker runs."""
     import ray.train
 
@@ -137,7 +139,7 @@ def ray_worker(payload: Mapping[str, str]) -> None:
     rank = context.get_world_rank()
     device = ray.train.torch.get_device() if config.scale.gpus_per_worker > 0 else torch.device("cpu")
     tracker: Tracker | None = make_tracker(config, folder) if rank == 0 else None
-    status = "FAILED"
+    status: Status = "FAILED"
 
     def progress(step: int, metrics: Mapping[str, float]) -> None:
         if rank == 0:
@@ -148,12 +150,12 @@ def ray_worker(payload: Mapping[str, str]) -> None:
         comm=Comm(rank, context.get_world_size()),
         workers_on_node=context.get_local_world_size(),
         device=device,
+        tracker=tracker or NullTracker(),
+        provenance=payload["provenance"],
         progress=progress,
     )
     with only_one(folder) if rank == 0 else contextlib.nullcontext():
         try:
-            if tracker is not None:
-                surroundings = Surroundings(**{**surroundings.__dict__, "tracker": tracker})
             train(config, surroundings)
             status = "FINISHED"
         finally:
@@ -173,7 +175,7 @@ def _on_ray(config: RunConfig, folder: str, start: int) -> tuple[str, int]:
     with _cluster(scale.num_workers), tempfile.TemporaryDirectory(prefix="hero-train-") as scratch:
         trainer = TorchTrainer(
             ray_worker,
-            train_loop_config={"config": config_io.to_json(config), "folder": folder},
+            train_loop_config={"config": config_io.to_json(config), "folder": folder, "provenance": provenance()},
             scaling_config=ScalingConfig(
                 num_workers=scale.num_workers,
                 use_gpu=scale.gpus_per_worker > 0,

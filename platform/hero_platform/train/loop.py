@@ -11,6 +11,7 @@ import torch
 
 from hero_platform.config import RunConfig
 from hero_platform.feed.loader import Prefetcher, StepBatch
+from hero_platform.telemetry import peak_flops, row_flops
 from hero_platform.train.comm import Comm
 from hero_platform.train.optim import clip_gradients, learning_rate, set_learning_rate
 from hero_platform.train.step import Stepper, StepRecord
@@ -80,7 +81,7 @@ def run_steps(
         ends = stopping or step == config.steps
         commits = ends or (config.checkpoint.every > 0 and step % config.checkpoint.every == 0)
         if commits or len(pending) >= config.tracking.log_every:
-            _flush(pending, rates, comm, hooks)
+            _flush(pending, rates, config, comm, hooks)
         hooks.progress(step)
         if config.evaluation.every and (step % config.evaluation.every == 0 or step == config.steps):
             hooks.validate(step)
@@ -121,7 +122,9 @@ def _fingerprint(batch: StepBatch) -> int:
     return sum(b.fingerprint for b in batch.batches) % (1 << _FINGERPRINT_BITS)
 
 
-def _flush(pending: list[tuple[StepRecord, int, float]], rates: Rates, comm: Comm, hooks: Hooks) -> None:
+def _flush(
+    pending: list[tuple[StepRecord, int, float]], rates: Rates, config: RunConfig, comm: Comm, hooks: Hooks
+) -> None:
     """Read the metrics of the pending steps from the device and hand them to the log, step by step."""
     records = [record for record, _, _ in pending]
     values = comm.sum(torch.stack([v for record in records for pair in record.values.values() for v in pair]))
@@ -140,7 +143,7 @@ def _flush(pending: list[tuple[StepRecord, int, float]], rates: Rates, comm: Com
             metrics["sys/tokens_per_s"] = tokens / seconds
             metrics["sys/data_wait_s"] = wait_s / (rates.steps * comm.world)
             metrics["sys/step_s"] = seconds / rates.steps
-            metrics.update(_memory(device))
+            metrics.update(_gpu(device, config, tokens / seconds / comm.world))
         hooks.log(record.step + 1, metrics)
     pending.clear()
     rates.__init__(began=time.perf_counter())  # type: ignore[misc]
@@ -167,7 +170,11 @@ def step_metrics(record: StepRecord, pairs: Mapping[str, Any]) -> dict[str, floa
     return metrics
 
 
-def _memory(device: torch.device) -> dict[str, float]:
-    if device.type == "cuda":
-        return {"sys/gpu_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9}
-    return {}
+def _gpu(device: torch.device, config: RunConfig, tokens_per_s: float) -> dict[str, float]:
+    """Memory and model-flops utilisation of this rank's GPU; nothing on a CPU."""
+    if device.type != "cuda":
+        return {}
+    measured = {"sys/gpu_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9}
+    if peak := peak_flops(torch.cuda.get_device_name(device)):
+        measured["sys/model_flops_utilisation"] = tokens_per_s * row_flops(config.model) / peak
+    return measured

@@ -24,6 +24,7 @@ from hero_platform.train.checkpoint import Checkpointer
 from hero_platform.train.comm import Comm
 from hero_platform.train.evaluate import Validator
 from hero_platform.train.loop import Hooks, run_steps
+from hero_platform.train.records import run_info
 from hero_platform.train.resolve import load_weights
 from hero_platform.train.step import DTYPES, Stepper
 from hero_platform.train.summary import unique_tasks
@@ -41,7 +42,8 @@ class Surroundings:
     comm: Comm = field(default_factory=Comm)
     workers_on_node: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    tracker: Tracker = field(default_factory=NullTracker)  # only rank 0 has a real one
+    tracker: Tracker = field(default_factory=NullTracker)  # only rank 0 has a real one; it is started here
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # of the driver
     progress: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
     should_stop: Callable[[], bool] = lambda: False
 
@@ -85,9 +87,13 @@ def train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
     module = build_module(config).to(around.device)
     optimizer = build_optimizer(module, config)
     root = files.join(around.folder, "checkpoints")
-    start = restore(module, optimizer, root)
+    start, split = restore(module, optimizer, root)
+    here = {"world": around.comm.world, "threads": threads}
     writer = None
     if around.comm.rank == 0:
+        same_split = split in (None, here)
+        info = run_info(config, resume_step=start, same_split=same_split, provenance=around.provenance)
+        around.tracker.start(info)
         _note_start(config, around, start, threads)
         writer = Checkpointer(
             root,
@@ -95,25 +101,30 @@ def train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
             config=config_io.to_dict(config),
             best_metric=HEADLINE,
             best_mode="min",
+            before_publish=around.tracker.commit,
         )
         writer.prepare(module.state_dict(), optim.export_state(optimizer).tensors)
     feed = Feed(config, stores, around.comm.rank, around.comm.world)
     batches = Prefetcher(feed, start=start, stop=config.steps, depth=config.scale.prefetch)
     stepper = Stepper(module, config, around.comm, around.device)
-    state = _State(config, around, module, optimizer, writer, stores)
+    state = _State(config, around, module, optimizer, writer, stores, here)
     with contextlib.closing(batches), contextlib.closing(state):
         step = run_steps(stepper, optimizer, batches, config, around.comm, state.hooks(), start)
     return {"step": step, "stopped": step < config.steps, "resumed_from": start}
 
 
-def restore(module: MultiTaskHero, optimizer: torch.optim.Optimizer, root: str) -> int:
-    """Load the newest valid checkpoint, if any; returns how many updates it has behind it."""
+def restore(module: MultiTaskHero, optimizer: torch.optim.Optimizer, root: str) -> tuple[int, dict[str, int] | None]:
+    """Load the newest valid checkpoint, if any.
+
+    Returns:
+        How many updates it has behind it, and how many ranks and threads made it (None without one).
+    """
     found = snapshot.latest(root)
     if found is None:
-        return 0
+        return 0, None
     module.load_state_dict(found.model)
     optim.load_state(optimizer, found.optim, found.state["optim_counts"])
-    return found.step
+    return found.step, found.state["split"]
 
 
 def _note_start(config: RunConfig, around: Surroundings, start: int, threads: int) -> None:
@@ -144,8 +155,10 @@ class _State:
         optimizer: torch.optim.Optimizer,
         checkpoints: Checkpointer | None,
         stores: Mapping[str, FeatureStore],
+        split: Mapping[str, int],
     ) -> None:
         self._config = config
+        self._split = split
         self._around = around
         self._module = module
         self._optimizer = optimizer
@@ -194,7 +207,7 @@ class _State:
             step,
             self._module.state_dict(),
             exported.tensors,
-            {"optim_counts": exported.counts, "world": self._around.comm.world},
+            {"optim_counts": exported.counts, "split": self._split},
             score=score,
         )
 
