@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import json
 import logging
 import os
 import platform
@@ -27,8 +28,21 @@ def provenance() -> dict[str, Any]:
     return {"git": git_state(_REPOSITORY), "packages": packages(), "hardware": hardware()}
 
 
+def provenance_texts(origin: Mapping[str, Any]) -> dict[str, str]:
+    """A `provenance()` as files to keep with a run; those that would be empty are left out."""
+    git = origin.get("git", {})
+    texts = {
+        "environment/hardware.json": json.dumps(origin.get("hardware", {}), indent=2),
+        "environment/requirements.txt": "".join(f"{line}\n" for line in origin.get("packages", ())),
+        "environment/git.json": json.dumps({key: git[key] for key in ("commit", "branch") if key in git}),
+        "environment/git.diff": git.get("diff", ""),
+        "environment/git_untracked.txt": git.get("untracked", ""),
+    }
+    return {path: text for path, text in texts.items() if text.strip()}
+
+
 def git_state(folder: Path) -> dict[str, str]:
-    """Commit and uncommitted changes of a checkout (new files are listed); empty where there is none, as on a worker."""
+    """Commit and uncommitted changes of a checkout, new files by name; empty where there is no checkout."""
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:
         return {}
@@ -129,18 +143,19 @@ def _own_process() -> Any:
 
 
 def _gpus() -> dict[str, float]:
-    torch = sys.modules.get("torch")  # never the reason to import it
-    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+    """Every GPU of this machine, where nvidia-ml-py is installed; asking torch would open a context on each of them."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # not installed, or no driver: NVMLError derives from Exception itself
         return {}
     metrics: dict[str, float] = {}
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        metrics[f"system/gpu_{index}_memory_gb"] = (total - free) / 1e9
-        try:
-            metrics[f"system/gpu_{index}_utilization_percent"] = float(torch.cuda.utilization(index))
-            metrics[f"system/gpu_{index}_power_w"] = torch.cuda.power_draw(index) / 1e3
-        except (ModuleNotFoundError, RuntimeError):  # both need nvidia-ml-py
-            continue
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        gpu = pynvml.nvmlDeviceGetHandleByIndex(index)
+        metrics[f"system/gpu_{index}_utilization_percent"] = float(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu)
+        metrics[f"system/gpu_{index}_memory_gb"] = pynvml.nvmlDeviceGetMemoryInfo(gpu).used / 1e9
+        metrics[f"system/gpu_{index}_power_w"] = pynvml.nvmlDeviceGetPowerUsage(gpu) / 1e3
     return metrics
 
 

@@ -1,0 +1,394 @@
+"""One MLflow run per run name, fed from the journal by a thread; the only file that imports MLflow (D9; ADR 0009).
+
+Training writes the journal and goes on. The thread opens the run, follows the journal by byte offset and sends what is
+new with the journal's own timestamps; `tracking.json` beside the journal remembers the run's id and how far it got.
+Sending a record twice is harmless: the server drops a metric equal in key, step, value and timestamp. What the journal
+lost and the server holds (a power cut, another host) would come again with a new timestamp, so after an unclean end the
+thread first asks which steps after the checkpoint the server holds, and leaves those out.
+
+A server that is slow, down or refuses never reaches the training loop: failures are logged once, retried with growing
+pauses, and at the end the journal keeps what was not sent until the run is started again.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import os
+import re
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hero_platform import files
+from hero_platform.tracking.base import RunInfo, Status, flatten, render
+from hero_platform.tracking.journal import Journal, Record, read
+from hero_platform.tracking.note import FILE, Note
+from hero_platform.tracking.recorder import JournalTracker
+from hero_platform.tracking.system import provenance, provenance_texts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
+
+RUN_TAG = "hero.run_name"
+METRICS_A_CALL = 1000  # limits of MLflow's REST interface
+PARAMS_A_CALL = 100
+TAGS_A_CALL = 100
+PARAM_CHARACTERS = 500
+_ATTEMPTS = 5  # at an artifact that fails while metrics go through
+_BAD_CHARACTERS = re.compile(r"[^A-Za-z0-9_\-. :/]")  # MLflow refuses these in names of metrics and params
+
+
+class MlflowTracker(JournalTracker):
+    """Records a run in its journal and in MLflow.
+
+    Args:
+        folder: the run's folder, local or remote.
+        uri: MLflow tracking address, `sqlite:///...` or a server (`base.default_uri`).
+        artifact_root: where a database without a server keeps artifacts; a server decides itself.
+        sample_every_s: seconds between samples of the machine's load; 0 takes none.
+        flush_s: seconds between looks at the journal.
+        finish_timeout_s: the longest `finish` waits for MLflow.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        uri: str,
+        *,
+        artifact_root: str = "",
+        sample_every_s: float = 10.0,
+        flush_s: float = 1.0,
+        finish_timeout_s: float = 60.0,
+    ) -> None:
+        super().__init__(folder, sample_every_s=sample_every_s)
+        self._uri, self._artifact_root = uri, artifact_root
+        self._flush_s, self._finish_timeout_s = flush_s, finish_timeout_s
+        self._shipper: _Shipper | None = None
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run; None until the server has answered."""
+        return self._shipper.run_id if self._shipper else None
+
+    def start(self, run: RunInfo) -> None:
+        """Open the journal; the MLflow run is opened in the background."""
+        super().start(run)
+        self._shipper = _Shipper(self._uri, self._artifact_root, run, self.journal, self._flush_s)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append to the journal; an alarm is also a tag of the run."""
+        before = len(self.alarms)
+        super().log(step, metrics)
+        if len(self.alarms) > before:
+            text = self.alarms[before]
+            tag = "hero.replay_alarm"
+            self._add(_Job(tag, lambda client, run_id: client.set_tag(run_id, tag, text[:5000])))
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Send flattened params; a name keeps its first value."""
+        named = _as_params(params)
+        self._add(_Job("params", lambda client, run_id: _log_params(client, run_id, named)))
+
+    def log_text(self, text: str, path: str) -> None:
+        """Send a text as an artifact."""
+        self._add(_text_job(path, text))
+
+    def log_figure(self, figure: Figure, path: str) -> None:
+        """Render here, send in the background."""
+        data = render(figure, path)
+        self._add(_Job(path, lambda client, run_id: _log_bytes(client, run_id, data, path)))
+
+    def log_artifact(self, source: str, folder: str = "") -> None:
+        """Send a file or folder; of a remote one only its address is kept."""
+        if files.is_remote(source):
+            self.log_text(source + "\n", f"{folder}/location.txt" if folder else "location.txt")
+            return
+        if not os.path.exists(source):
+            raise FileNotFoundError(f"nothing to keep at {source}")
+
+        def send(client: Any, run_id: str) -> None:
+            log = client.log_artifacts if os.path.isdir(source) else client.log_artifact
+            log(run_id, source, folder or None)
+
+        self._add(_Job(source, send))
+
+    def finish(self, status: Status) -> None:
+        """Send the rest and the status; what does not arrive in time stays in the journal for the next start."""
+        self._stop_sampling()
+        self.commit()
+        assert self._shipper is not None, "start() comes first"
+        self._shipper.finish(status, self._finish_timeout_s)
+        super().finish(status)
+
+    def _add(self, job: _Job) -> None:
+        assert self._shipper is not None, "start() comes first"
+        self._shipper.jobs.append(job)
+
+
+@dataclass
+class _Job:
+    what: str
+    run: Callable[[Any, str], object]  # (MlflowClient, run id)
+    attempts: int = 0
+
+
+class _Shipper:
+    """The thread between the journal and the server. Every method but `finish` runs on it."""
+
+    def __init__(self, uri: str, artifact_root: str, run: RunInfo, journal: Journal, flush_s: float) -> None:
+        self.run_id: str | None = None
+        self.jobs: deque[_Job] = deque()
+        self._uri, self._artifact_root, self._run = uri, artifact_root, run
+        self._public_uri = re.sub(r"//[^/@]*@", "//", uri)  # credentials go neither to files nor to logs
+        self._path, self._began_ms, self._intact_end = journal.path, journal.began_ms, journal.recovered_end
+        self._note_path = Path(journal.path).with_name(FILE)
+        self._flush_s = flush_s
+        self._client: Any = None
+        self._note: Note | None = None
+        self._held: set[tuple[str, int]] = set()  # on the server, perhaps not in the journal
+        self._status: Status | None = None
+        self._wake = threading.Event()
+        self._concluded = False
+        self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def finish(self, status: Status, timeout_s: float) -> None:
+        """Ask for the end and wait for it, but not for ever."""
+        self._status = status
+        self._wake.set()
+        self._thread.join(timeout_s)
+        if not self._concluded:
+            logger.warning(
+                "MLflow at %s did not take everything in %.0f s: the rest of run %s stays in its journal and is sent "
+                "when the run is started again",
+                self._public_uri,
+                timeout_s,
+                self._run.name,
+            )
+
+    def _follow(self) -> None:
+        failures = 0
+        while not self._concluded:
+            status = self._status  # read before shipping: all that was logged before `finish` is sent before its status
+            try:
+                self._ship()
+                failures = 0
+                if status is not None:
+                    self._conclude(status)
+            except Exception as error:
+                failures += 1
+                if failures == 1:
+                    logger.warning("MLflow at %s: %s; trying again while training goes on", self._public_uri, error)
+            self._wake.wait(self._flush_s if not failures else min(2.0**failures, 1.0 if status else 30.0))
+            self._wake.clear()
+
+    def _ship(self) -> None:
+        if self._note is None:
+            self._note = self._open()
+            self.run_id = self._note.run_id
+        metrics: list[Any] = []
+        end = self._note.shipped
+        for record in read(self._path, end):
+            new = self._metrics_of(record)
+            if len(metrics) + len(new) > METRICS_A_CALL:
+                self._send(metrics, end)
+                metrics = []
+            metrics += new
+            end = record.end
+        if end > self._note.shipped:
+            self._send(metrics, end)
+        while self.jobs:
+            self._work_on(self.jobs[0])
+            self.jobs.popleft()
+
+    def _metrics_of(self, record: Record) -> list[Any]:
+        from mlflow.entities import Metric
+
+        names = {_BAD_CHARACTERS.sub("_", name): float(value) for name, value in record.metrics.items()}
+        return [
+            Metric(name, value, record.t_ms, record.step)
+            for name, value in names.items()
+            if (name, record.step) not in self._held
+        ]
+
+    def _send(self, metrics: list[Any], end: int) -> None:
+        assert self._note is not None
+        for chunk in _chunks(metrics, METRICS_A_CALL):
+            self._client.log_batch(self._note.run_id, metrics=chunk, synchronous=True)
+        self._note.shipped = end
+        self._note.save(self._note_path)
+
+    def _work_on(self, job: _Job) -> None:
+        """Do one job; one that keeps failing while metrics go through is given up, with a reason."""
+        assert self._note is not None
+        try:
+            job.run(self._client, self._note.run_id)
+        except Exception as error:
+            job.attempts += 1
+            if job.attempts < _ATTEMPTS:
+                raise
+            logger.error("MLflow at %s does not take %s: %s", self._public_uri, job.what, error)
+
+    def _conclude(self, status: Status) -> None:
+        assert self._note is not None
+        self._client.set_terminated(self._note.run_id, status)
+        self._note.clean = True
+        self._note.save(self._note_path)
+        self._concluded = True
+
+    def _open(self) -> Note:
+        """Find or create the run, describe it, and find out where to go on."""
+        self._client = _connect(self._uri)
+        note = Note.load(self._note_path, self._public_uri)
+        found = self._get(note.run_id) if note else None
+        if found is None:
+            note = None
+            experiment_id = self._experiment()
+            found = self._search(experiment_id)
+        if found is None:
+            created = self._client.create_run(
+                experiment_id, start_time=self._began_ms, run_name=self._run.name, tags={RUN_TAG: self._run.name}
+            )
+            note = Note(self._public_uri, created.info.run_id, 0, True)
+            held: dict[str, str] = {}
+        else:
+            run_id = found.info.run_id
+            note = note or Note(self._public_uri, run_id, 0, False)
+            if not note.clean or note.shipped > self._intact_end:
+                self._held = self._on_server(run_id, found.data.metrics)
+                note.shipped = min(note.shipped, self._intact_end)
+            held = found.data.params
+            self._client.update_run(run_id, status="RUNNING")
+        note.clean = False
+        note.save(self._note_path)
+        self._describe(note.run_id, held)
+        return note
+
+    def _experiment(self) -> str:
+        name = self._run.experiment
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        server = self._uri.startswith(("http://", "https://"))
+        place = None if server or not self._artifact_root else files.join(self._artifact_root, name)
+        return self._client.create_experiment(name, artifact_location=place)
+
+    def _get(self, run_id: str) -> Any:
+        """A run by id, or None when it was deleted; a server out of reach raises."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        return run if run.info.lifecycle_stage == "active" else None
+
+    def _search(self, experiment_id: str) -> Any:
+        found = self._client.search_runs(
+            [experiment_id],
+            filter_string=f"tags.`{RUN_TAG}` = '{self._run.name}'",
+            order_by=["attributes.start_time ASC"],
+            max_results=1,
+        )
+        return found[0] if found else None
+
+    def _on_server(self, run_id: str, names: Iterable[str]) -> set[tuple[str, int]]:
+        """What the server holds of the steps that may be repeated; up to the checkpoint the journal is complete."""
+        return {
+            (name, metric.step)
+            for name in names
+            for metric in self._client.get_metric_history(run_id, name)
+            if metric.step > self._run.resume_step
+        }
+
+    def _describe(self, run_id: str, held: Mapping[str, str]) -> None:
+        """Tags and params now; files as jobs, so that an artifact store out of reach does not hold up metrics."""
+        run = self._run
+        origin = dict(run.provenance) or provenance()
+        commit = origin.get("git", {}).get("commit", "")
+        own = {RUN_TAG: run.name, "mlflow.user": getpass.getuser(), "mlflow.source.name": "hero_platform"}
+        if commit:
+            own |= {"mlflow.source.git.commit": commit}
+        self._tag(run_id, own | {key: value[:5000] for key, value in run.tags.items()})
+        params = _as_params(run.config)
+        _log_params(self._client, run_id, params, held)
+        start = {
+            "resume_step": run.resume_step,
+            "commit": commit,
+            "changed": {name: value for name, value in params.items() if held and held.get(name) != value},
+            "config": run.config,
+        }
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        texts = {"config.json": json.dumps(run.config, indent=2), f"starts/{stamp}.json": json.dumps(start, indent=2)}
+        for path, text in (texts | provenance_texts(origin)).items():
+            self.jobs.append(_text_job(path, text))
+
+    def _tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        for chunk in _chunks([RunTag(key, value) for key, value in tags.items()], TAGS_A_CALL):
+            self._client.log_batch(run_id, tags=chunk, synchronous=True)
+
+
+def _connect(uri: str) -> Any:
+    """A client of its own, without MLflow's global state, its telemetry, or its minutes of retries."""
+    for name, value in (
+        ("MLFLOW_DISABLE_TELEMETRY", "true"),
+        ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),
+        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"),
+    ):
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):  # after the import, which sets MLflow's own level
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri)
+
+
+def _log_params(client: Any, run_id: str, params: Mapping[str, str], held: Mapping[str, str] | None = None) -> None:
+    """Log the params the run does not have yet: MLflow refuses another value for one it has."""
+    from mlflow.entities import Param
+
+    if held is None:
+        held = client.get_run(run_id).data.params
+    new = [Param(name, value) for name, value in params.items() if name not in held]
+    for chunk in _chunks(new, PARAMS_A_CALL):
+        client.log_batch(run_id, params=chunk, synchronous=True)
+
+
+def _as_params(tree: Mapping[str, Any]) -> dict[str, str]:
+    """Flattened settings as MLflow takes them; a long value is cut, the whole one is in config.json."""
+    return {
+        _BAD_CHARACTERS.sub("_", name): value
+        if len(value) <= PARAM_CHARACTERS
+        else value[: PARAM_CHARACTERS - 3] + "..."
+        for name, value in flatten(tree).items()
+    }
+
+
+def _text_job(path: str, text: str) -> _Job:
+    return _Job(path, lambda client, run_id: client.log_text(run_id, text, path))
+
+
+def _log_bytes(client: Any, run_id: str, data: bytes, path: str) -> None:
+    folder, _, name = path.rpartition("/")
+    with tempfile.TemporaryDirectory(prefix="hero-artifact-") as place:
+        local = Path(place) / name
+        local.write_bytes(data)
+        client.log_artifact(run_id, str(local), folder or None)
+
+
+def _chunks(items: list[Any], size: int) -> list[list[Any]]:
+    return [items[begin : begin + size] for begin in range(0, len(items), size)]

@@ -1,0 +1,98 @@
+"""The tracker that needs no service: metrics go to the run's journal, texts and pictures beside it (design D9)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hero_platform import files
+from hero_platform.tracking.base import RunInfo, Status, flatten, render
+from hero_platform.tracking.journal import Journal
+from hero_platform.tracking.system import Sampler
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
+
+ARTIFACTS = "artifacts"
+
+
+class JournalTracker:
+    """Records a run in its own folder.
+
+    Args:
+        folder: the run's folder, local or remote.
+        sample_every_s: seconds between samples of the machine's load; 0 takes none.
+    """
+
+    def __init__(self, folder: str, *, sample_every_s: float = 10.0) -> None:
+        self.folder = folder
+        self.alarms: list[str] = []
+        self._sample_every_s = sample_every_s
+        self._journal: Journal | None = None
+        self._sampler: Sampler | None = None
+
+    @property
+    def journal(self) -> Journal:
+        """The run's journal, open from `start` to `finish`."""
+        assert self._journal is not None, "start() comes first, finish() last"
+        return self._journal
+
+    def start(self, run: RunInfo) -> None:
+        """Open the journal and watch the machine."""
+        self._journal = Journal(self.folder, resume_step=run.resume_step, tolerance=run.replay_tolerance)
+        if self._sample_every_s:
+            began = self._journal.began_ms or time.time_ns() // 1_000_000
+            self._sampler = Sampler(self.log, began, self._sample_every_s)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append to the journal; a repeated step that differs is an alarm in the log and in `alarms`."""
+        alarm = self.journal.record(step, metrics)
+        if alarm:
+            self.alarms.append(alarm)
+            logger.error("%s", alarm)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Add to `artifacts/params.json`; a name keeps its first value."""
+        path = files.join(self.folder, ARTIFACTS, "params.json")
+        held = files.read_json(path) if files.exists(path) else {}
+        files.write_json(path, flatten(params) | held)
+
+    def log_text(self, text: str, path: str) -> None:
+        """Write `artifacts/<path>`."""
+        self._write(path, text.encode())
+
+    def log_figure(self, figure: Figure, path: str) -> None:
+        """Write `artifacts/<path>`."""
+        self._write(path, render(figure, path))
+
+    def log_artifact(self, source: str, folder: str = "") -> None:
+        """Copy a file or a folder under `artifacts/<folder>`."""
+        target = files.join(self.folder, ARTIFACTS, folder) if folder else files.join(self.folder, ARTIFACTS)
+        if os.path.isfile(source):
+            files.copy_file(source, files.join(target, files.name_of(source)))
+        else:
+            files.copy_tree(source, target)
+
+    def commit(self) -> None:
+        """Force the journal to the disk, or upload it."""
+        self.journal.commit()
+
+    def finish(self, status: Status) -> None:
+        """Stop watching the machine, close the journal and note the status in `status.json`."""
+        self._stop_sampling()
+        self.journal.close()
+        self._journal = None
+        files.write_json(files.join(self.folder, "status.json"), {"status": status})
+
+    def _stop_sampling(self) -> None:
+        if self._sampler is not None:
+            self._sampler.stop()
+            self._sampler = None
+
+    def _write(self, path: str, data: bytes) -> None:
+        files.write_bytes(files.join(self.folder, ARTIFACTS, path), data)
