@@ -32,6 +32,7 @@ class Stream(IntEnum):
     SPAN_DROP = 9  # VSM and moment retrieval: is the span loss left out this step
     NEGATIVE_VIDEO = 10  # ranking with one sampled negative: which video
     NEGATIVE_QUERY = 11  # ranking with one sampled negative: which query
+    BOOTSTRAP = 12  # intervals of a metric: which queries a resample holds
 
 
 def hash_id(text: str) -> int:

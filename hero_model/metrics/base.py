@@ -1,0 +1,56 @@
+"""What a metric is, and how sure one can be of it.
+
+Legend: N observations (queries, questions), G groups of observations that are not independent (queries of one video).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, Self
+
+import numpy as np
+
+from hero_model.packed.draw import Stream, uniform
+
+
+class Metric(Protocol):
+    """Counts that add up: each part of a split is counted once, parts are merged, and division comes last."""
+
+    def merge(self, other: Self) -> None:
+        """Add what another part of the split counted."""
+
+    def compute(self) -> dict[str, float]:
+        """Values by name, over all that was counted."""
+
+
+def bootstrap_interval(
+    values_N: np.ndarray, groups_N: np.ndarray | None = None, *, seed: int = 0, level: float = 0.95, draws: int = 1000
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean, drawn by groups; the same arguments always give the same interval.
+
+    Args:
+        values_N: `[N]` numbers, such as 1 for a hit and 0 for a miss, or differences of two systems.
+        groups_N: `[N]` ints, observations with equal numbers are drawn together; None: each on its own.
+        seed: of the draws.
+        level: coverage.
+        draws: resamples.
+
+    Returns:
+        Lower and upper end.
+
+    Raises:
+        ValueError: there is no value.
+    """
+    if not len(values_N):
+        raise ValueError("an interval needs at least one value")
+    groups_N = np.arange(len(values_N)) if groups_N is None else np.unique(groups_N, return_inverse=True)[1]
+    sums_G = np.bincount(groups_N, weights=values_N)
+    counts_G = np.bincount(groups_N)
+    num_groups = len(counts_G)
+    means = np.empty(draws)
+    keys = np.arange(num_groups, dtype=np.uint64)
+    for draw in range(draws):
+        unit = uniform(seed, Stream.BOOTSTRAP, draw, keys, np.zeros(num_groups, dtype=np.int64))
+        picked = (unit * num_groups).astype(np.int64)
+        means[draw] = sums_G[picked].sum() / counts_G[picked].sum()
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
