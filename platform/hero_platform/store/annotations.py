@@ -18,6 +18,7 @@ from hero_model.text import Variant
 from hero_platform import files
 from hero_platform.sources.base import Annotation, Reject
 from hero_platform.store.manifest import ANNOTATIONS
+from hero_platform.store.rows import is_text
 from hero_platform.store.schema import ANNOTATION_SCHEMA
 from hero_platform.store.tokens import TokenizerSpec, tokenise
 
@@ -42,12 +43,9 @@ def write_annotations(
             rejects.append(example)
             continue
         table = tables[example.kind, example.split]
-        if example.id in table:
-            rejects.append(Reject(example.id, where, f"duplicate id in {example.kind} {example.split}"))
-        elif example.start_s < 0 or example.end_s < example.start_s:
-            rejects.append(
-                Reject(example.id, where, f"time span {example.start_s:g} - {example.end_s:g} s runs backwards")
-            )
+        problem = f"duplicate id in {example.kind} {example.split}" if example.id in table else _problem(example)
+        if problem:
+            rejects.append(Reject(example.id, where, problem))
         else:
             table[example.id] = example
     for (kind, split), table in sorted(tables.items()):
@@ -64,6 +62,15 @@ def table_entries(root: str) -> list[dict[str, Any]]:
         for name in files.listdir(files.join(folder, kind))
         if name.endswith(".json")
     ]
+
+
+def _problem(example: Annotation) -> str:
+    """Why an example cannot be stored; empty when it can."""
+    if example.start_s < 0 or example.end_s < example.start_s:
+        return f"time span {example.start_s:g} - {example.end_s:g} s runs backwards"
+    if not all(map(is_text, (example.id, example.split, example.video, example.text, *example.answers))):
+        return "undecodable text"
+    return ""
 
 
 def _write_table(

@@ -251,7 +251,7 @@ def _build_shards(
     interval_s = 0.2 if sys.stderr.isatty() else 10.0
     bar = partial(tqdm, total=sum(map(len, plan.shards)), unit="video", desc="build", mininterval=interval_s)
     with bar(disable=not progress) as shown:
-        megabytes = 0.0
+        started, megabytes = time.monotonic(), 0.0
         for row in dataset.iter_rows():
             value = json.loads(row["result"])
             if "error" in value:
@@ -259,7 +259,7 @@ def _build_shards(
             info = ShardInfo.from_json(value)
             infos.append(info)
             megabytes += info.num_bytes / 1e6
-            shown.set_postfix_str(f"{megabytes / max(time.time() - shown.start_t, 1e-9):.0f} MB/s", refresh=False)
+            shown.set_postfix_str(f"{megabytes / (time.monotonic() - started):.0f} MB/s", refresh=False)
             shown.update(info.num_rows + len(info.rejects))
     return sorted(infos, key=lambda info: info.name)
 
@@ -274,7 +274,7 @@ def _publish(
     known = set(index.column("id").to_pylist())
     notes = write_annotations(out, source.annotations(), settings.tokenizer, known, where)
     rejects = [*plan.rejects, *(reject for info in infos for reject in info.rejects), *notes]
-    lines = sorted(json.dumps(asdict(reject), ensure_ascii=True) for reject in rejects)
+    lines = sorted(json.dumps(asdict(reject)) for reject in rejects)
     rejects_bytes = "".join(line + "\n" for line in lines).encode()
     files.write_bytes(files.join(out, REJECTS), rejects_bytes)
     manifest = Manifest(

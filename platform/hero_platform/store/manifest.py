@@ -102,4 +102,4 @@ class Manifest:
 
 def canonical_json(value: Any) -> bytes:
     """One byte string per JSON value: sorted keys, no blanks."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

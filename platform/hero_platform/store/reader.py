@@ -22,6 +22,7 @@ from hero_platform import files
 from hero_platform.store.annotations import table_entries
 from hero_platform.store.cache import ShardCache
 from hero_platform.store.manifest import ANNOTATIONS, INDEX, REJECTS, Manifest
+from hero_platform.store.shard import read_shard
 
 if TYPE_CHECKING:
     import ray.data
@@ -238,10 +239,10 @@ class FeatureStore:
         import ray.data
 
         numbers = np.arange(len(self.manifest.shards)) if split is None else self.index.shards[self.rows_of(split)]
-        names = [self.manifest.shards[number].name for number in np.unique(numbers)]
-        dataset = ray.data.from_items([{"shard": name} for name in names], override_num_blocks=len(names))
-        return dataset.map_batches(
-            _read_shard,
+        shards = [self.manifest.shards[number] for number in np.unique(numbers)]
+        items = [{"name": shard.name, "sha256": shard.sha256, "num_bytes": shard.num_bytes} for shard in shards]
+        return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            read_shard,
             fn_args=(self.root, split, None if columns is None else list(columns)),
             batch_size=1,
             batch_format="pyarrow",
@@ -337,20 +338,6 @@ def _cut(shard: _Shard, row: int) -> tuple[Any, ...]:
         shard.segment_num_frames[segments],
         shard.segment_frames[shard.row_segment_frame_offsets[row] : shard.row_segment_frame_offsets[row + 1]],
     )
-
-
-def _read_shard(batch: pa.Table, root: str, split: str | None, columns: list[str] | None) -> pa.Table:
-    """Rows of one shard in a Ray task."""
-    import pyarrow.compute as pc
-
-    store = FeatureStore.open(root)
-    name = batch.column("shard")[0].as_py()
-    number = [shard.name for shard in store.manifest.shards].index(name)
-    with pa.memory_map(store.shard_path(number)) as source:
-        table = pa.ipc.open_file(source).read_all()
-        if split is not None:
-            table = table.filter(pc.equal(table.column("split"), split))
-        return table if columns is None else table.select(columns)
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:

@@ -60,7 +60,7 @@ def make_row(raw: RawVideo, rules: RowRules, where: str) -> VideoRow | Reject:
 
 def _frames(raw: RawVideo, rules: RowRules) -> np.ndarray:
     """The features in the store's dtype, or ValueError with the reason to reject the row."""
-    if not _is_text(raw.id) or not _is_text(raw.split):
+    if not is_text(raw.id) or not is_text(raw.split):
         raise ValueError("undecodable text: the id or split is not valid Unicode")
     if not (math.isfinite(raw.interval_s) and raw.interval_s > 0):
         raise ValueError(f"the frame interval is {raw.interval_s} s, not a positive number of seconds")
@@ -106,7 +106,7 @@ def _check_subtitles(raw: RawVideo) -> None:
     """Raise ValueError on times or text that leave the alignment undefined."""
     check_times([(subtitle.start_s, subtitle.end_s) for subtitle in raw.subtitles])
     for number, subtitle in enumerate(raw.subtitles, start=1):
-        if not _is_text(subtitle.text):
+        if not is_text(subtitle.text):
             raise ValueError(f"undecodable text in subtitle {number}")
     if raw.token_ids is None:
         for number, (one, other) in enumerate(pairwise(raw.subtitles), start=1):
@@ -156,7 +156,7 @@ def _check_segments(tokens: list[list[int]], owned: list[list[int]], num_frames:
                 raise ValueError(f"overlapping times: frame {frame} belongs to segments {owner[frame]} and {number}")
 
 
-def _is_text(text: str) -> bool:
+def is_text(text: str) -> bool:
     """Whether a string can be stored: lone surrogates, what undecodable bytes become, cannot."""
     try:
         text.encode("utf-8")

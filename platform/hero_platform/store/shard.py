@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from hero_platform import files
 from hero_platform.sources.base import Reject
+from hero_platform.store.cache import ShardCache
 from hero_platform.store.rows import VideoRow
 from hero_platform.store.schema import DTYPES, video_schema
 
@@ -153,3 +155,15 @@ def finished_shard(root: str, name: str) -> ShardInfo | None:
 def sidecar(path: str) -> str:
     """Path of the digest file that stands beside a shard."""
     return path.removesuffix(".arrow") + ".json"
+
+
+def read_shard(batch: pa.Table, root: str, split: str | None, columns: list[str] | None) -> pa.Table:
+    """Rows of one shard, in a Ray task (this module imports no torch): `batch` has its name, sha256 and num_bytes."""
+    (item,) = batch.to_pylist()
+    path = files.join(root, item["name"])
+    if files.is_remote(path):
+        path = str(ShardCache.default().fetch(path, item["sha256"], item["num_bytes"]))
+    table = pa.ipc.open_file(pa.memory_map(path)).read_all()
+    if split is not None:
+        table = table.filter(pc.equal(table.column("split"), split))
+    return table if columns is None else table.select(columns)

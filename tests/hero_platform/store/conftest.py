@@ -1,0 +1,32 @@
+"""One small Ray and one small store for the tests of this folder."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_two():
+    """A Ray that runs two shard tasks at once; the one that already runs if there is one."""
+    from hero_platform.store.build import ray_cluster
+
+    with ray_cluster(2):
+        yield
+
+
+@pytest.fixture(scope="session")
+def synthetic_source():
+    """12 videos in three splits, all annotated."""
+    from hero_platform.sources.synthetic import SyntheticSource
+
+    return SyntheticSource(num_train=8, num_val=2, num_test=2, frame_dim=8)
+
+
+@pytest.fixture(scope="session")
+def synthetic_store(ray_two, synthetic_source, tmp_path_factory):
+    """Path of `synthetic_source` as a store. Tests must not change it."""
+    from hero_platform.store.build import build
+    from hero_platform.store.tokens import TokenizerSpec
+
+    out = str(tmp_path_factory.mktemp("store") / "synthetic")
+    tokenizer = TokenizerSpec.of_words(synthetic_source.words())
+    build(synthetic_source, out, corpus="synthetic", feature_set="f", tokenizer=tokenizer, progress=False)
+    return out
