@@ -15,7 +15,7 @@ import torch
 
 from hero_model.packed.batch import Layout, SegmentBatch, TextBatch, VideoBatch, VideoRows
 
-LAST_TOKEN_POSITION = 511  # later tokens share it, as in the official collate (hero.md 1.4)
+LAST_TOKEN_POSITION = 511  # later tokens share it, as in the official collate of every task but MLM (hero.md 1.4)
 
 
 class Texts(NamedTuple):
@@ -145,6 +145,7 @@ def pack_videos(
     lead: int,
     keep: np.ndarray | None = None,
     frame_mask: np.ndarray | None = None,
+    last_position: int | None = LAST_TOKEN_POSITION,
 ) -> PackedVideos:
     """Pack videos for the model: each segment is its frames, then `lead`, then its text; segments sorted by length.
 
@@ -154,6 +155,7 @@ def pack_videos(
         lead: special id in front of each text.
         keep: `[S]` bool, segments to pack; None: all. Leave out those whose output nothing reads.
         frame_mask: `[F]` bool, frames to blank (MFM); recorded in the batch.
+        last_position: position that all later tokens of a segment share; None: every token has its own (MLM).
 
     Returns:
         The batch, and the packed row of each token of `texts`.
@@ -173,7 +175,9 @@ def pack_videos(
     order = np.empty(len(frame_rows) + len(token_rows), dtype=np.int64)
     order[frame_rows] = np.arange(len(frame_rows))
     order[token_rows] = len(frame_rows) + np.arange(len(token_rows))
-    token_positions = np.minimum(spans(np.zeros_like(num_tokens), num_tokens), LAST_TOKEN_POSITION)
+    token_positions = spans(np.zeros_like(num_tokens), num_tokens)
+    if last_position is not None:
+        token_positions = np.minimum(token_positions, last_position)
 
     token_at = spans(texts.offsets[:-1][segments], num_tokens - 1)
     tokens, is_lead = _with_lead(texts.tokens[token_at], num_tokens, lead)

@@ -78,7 +78,13 @@ class Mlm:
     def assemble(self, examples: Examples, drawn: TokenMask, text: TextIds) -> MlmBatch:
         """Pack cut examples with these decisions. Subtitles without tokens are left out: they predict nothing."""
         rows, texts = examples.videos, self.texts(examples)
-        packed = pack_videos(rows, Texts(drawn.inputs, texts.offsets), lead=text.cls, keep=np.diff(texts.offsets) > 0)
+        packed = pack_videos(
+            rows,
+            Texts(drawn.inputs, texts.offsets),
+            lead=text.cls,
+            keep=np.diff(texts.offsets) > 0,
+            last_position=None,
+        )
         keys, positions = token_keys(rows, texts)
         chosen = drawn.chosen
         return MlmBatch(
