@@ -49,15 +49,14 @@ def _flash(q_RHd: Tensor, k_RHd: Tensor, v_RHd: Tensor, layout: Layout, dropout_
 
 def _by_runs(q_RHd: Tensor, k_RHd: Tensor, v_RHd: Tensor, layout: Layout, dropout_p: float) -> Tensor:
     """One batched call per run of equal lengths; the number of runs is known on the host, so nothing waits."""
+    rows = [length * count for length, count in layout.runs]
     outputs = []
-    start = 0
-    for length, count in layout.runs:
-        rows = slice(start, start + length * count)
-        q, k, v = (x[rows].unflatten(0, (count, length)).transpose(1, 2) for x in (q_RHd, k_RHd, v_RHd))
+    # `split`, not slices: the backward of a slice fills and adds a tensor of all R rows, once per run.
+    for (length, count), *qkv in zip(layout.runs, *(x.split(rows) for x in (q_RHd, k_RHd, v_RHd)), strict=True):
+        q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in qkv)
         context = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
         outputs.append(context.transpose(1, 2).flatten(0, 1))
-        start = rows.stop
-    return torch.cat(outputs) if outputs else q_RHd
+    return torch.cat(outputs)
 
 
 @lru_cache
