@@ -1,4 +1,4 @@
-"""Where the official collation stops counting text positions: at 511 in clips, never in MLM and queries (hero.md 1.4)."""
+"""Where official collation stops counting text positions: at 511 in clips, never in MLM and queries (hero.md 1.4)."""
 
 from __future__ import annotations
 

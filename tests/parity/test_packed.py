@@ -40,8 +40,15 @@ def prepared(case: Case):
 
 
 def independent_of_padding(case: Case, batch) -> bool:
-    """Whether every number of the case is (hero.md 1.15)."""
-    return case.task in ("mlm", "mffr", "fom", "vr") or bool(batch["c_attn_masks"].all())
+    """Whether every loss and gradient of the case is (hero.md 1.15)."""
+    if case.task in ("mlm", "mffr", "fom", "vr"):
+        return True
+    lengths, longest = batch["c_attn_masks"].sum(dim=1), batch["c_attn_masks"].shape[1]
+    if case.task == "mfm-nce":
+        return bool((lengths == longest).all())
+    paired = len(batch["targets"]) == len(lengths)
+    own = lengths if paired else lengths[batch["q_vidx"]]
+    return bool(((own == longest) | (own == 1)).all())  # over a single frame the span loss is 0 whatever the logits
 
 
 def flat(name: str, want: torch.Tensor, batch, half_kernel: int):

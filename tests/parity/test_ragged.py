@@ -8,7 +8,7 @@ from oracle.model import Oracle
 from oracle.tasks import Ranking
 from parity import compare, examples, golden, packed, ragged
 
-SEEDS = range(3)
+SEEDS = range(4)
 WEIGHTS = {"ctx_weight": 8.0, "query_weight": 8.0}
 RANKINGS = {
     "vsm": Ranking(span_weight=0.01, **WEIGHTS),
