@@ -50,7 +50,7 @@ class Progress:
             if name.startswith("train/loss/") and name.count("/") == 3:
                 self._losses[name.split("/")[2]] = value
         now = time.monotonic()
-        if self._began is None:
+        if self._began is None or step < self._first:  # the latter: workers went back to a checkpoint
             self._began, self._first = now, step
         interval = REDRAW_EVERY_S if self._stream.isatty() else LINE_EVERY_S
         if now - self._shown < interval and step < self._total:

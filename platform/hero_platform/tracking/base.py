@@ -56,7 +56,10 @@ class Tracker(Protocol):
         """Make what was logged so far durable; belongs before each checkpoint. Any thread may call it."""
 
     def finish(self, status: Status) -> None:
-        """Close the run with its true status. Waits a bounded time for what is still on its way."""
+        """Close the run with its true status. Waits a bounded time for what is still on its way.
+
+        Nothing happens on a tracker that was not started: whoever made it may always call this on the way out.
+        """
 
     @property
     def alarms(self) -> list[str]:

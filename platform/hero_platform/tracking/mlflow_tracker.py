@@ -52,8 +52,8 @@ class MlflowTracker(JournalTracker):
 
     Args:
         folder: the run's folder, local or remote.
-        uri: MLflow tracking address, `sqlite:///...` or a server (`base.default_uri`).
-        artifact_root: where a database without a server keeps artifacts; a server decides itself.
+        uri: MLflow tracking address, `sqlite:///...` or a server (`base.default_uri`). Artifacts go where a server
+            says, or to `mlartifacts/` beside the sqlite file.
         sample_every_s: seconds between samples of the machine's load; 0 takes none.
         flush_s: seconds between looks at the journal.
         finish_timeout_s: the longest `finish` waits for MLflow.
@@ -64,13 +64,12 @@ class MlflowTracker(JournalTracker):
         folder: str,
         uri: str,
         *,
-        artifact_root: str = "",
         sample_every_s: float = 10.0,
         flush_s: float = 1.0,
         finish_timeout_s: float = 60.0,
     ) -> None:
         super().__init__(folder, sample_every_s=sample_every_s)
-        self._uri, self._artifact_root = uri, artifact_root
+        self._uri = uri
         self._flush_s, self._finish_timeout_s = flush_s, finish_timeout_s
         self._shipper: _Shipper | None = None
 
@@ -82,7 +81,7 @@ class MlflowTracker(JournalTracker):
     def start(self, run: RunInfo) -> None:
         """Open the journal; the MLflow run is opened in the background."""
         super().start(run)
-        self._shipper = _Shipper(self._uri, self._artifact_root, run, self.journal, self._flush_s)
+        self._shipper = _Shipper(self._uri, run, self.journal, self._flush_s)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append to the journal; an alarm is also a tag of the run."""
@@ -123,9 +122,10 @@ class MlflowTracker(JournalTracker):
 
     def finish(self, status: Status) -> None:
         """Send the rest and the status; what does not arrive in time stays in the journal for the next start."""
+        if self._shipper is None:  # never started
+            return
         self._stop_sampling()
         self.commit()
-        assert self._shipper is not None, "start() comes first"
         self._shipper.finish(status, self._finish_timeout_s)
         super().finish(status)
 
@@ -144,10 +144,10 @@ class _Job:
 class _Shipper:
     """The thread between the journal and the server. Every method but `finish` runs on it."""
 
-    def __init__(self, uri: str, artifact_root: str, run: RunInfo, journal: Journal, flush_s: float) -> None:
+    def __init__(self, uri: str, run: RunInfo, journal: Journal, flush_s: float) -> None:
         self.run_id: str | None = None
         self.jobs: deque[_Job] = deque()
-        self._uri, self._artifact_root, self._run = uri, artifact_root, run
+        self._uri, self._run = uri, run
         self._public_uri = re.sub(r"//[^/@]*@", "//", uri)  # credentials go neither to files nor to logs
         self._path, self._began_ms, self._intact_end = journal.path, journal.began_ms, journal.recovered_end
         self._note_path = Path(journal.path).with_name(FILE)
@@ -278,8 +278,8 @@ class _Shipper:
         found = self._client.get_experiment_by_name(name)
         if found is not None:
             return found.experiment_id
-        server = self._uri.startswith(("http://", "https://"))
-        place = None if server or not self._artifact_root else files.join(self._artifact_root, name)
+        database = self._uri.removeprefix("sqlite:///")
+        place = None if database == self._uri else files.join(files.parent_of(database), "mlartifacts", name)
         return self._client.create_experiment(name, artifact_location=place)
 
     def _get(self, run_id: str) -> Any:

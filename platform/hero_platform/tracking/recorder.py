@@ -84,8 +84,10 @@ class JournalTracker:
 
     def finish(self, status: Status) -> None:
         """Stop watching the machine, close the journal and note the status in `status.json`."""
+        if self._journal is None:  # never started
+            return
         self._stop_sampling()
-        self.journal.close()
+        self._journal.close()
         self._journal = None
         files.write_json(files.join(self.folder, "status.json"), {"status": status})
 
