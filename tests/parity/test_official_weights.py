@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from parity import golden, packed
 from safetensors.torch import load_file
 
 from hero_model import official
+from hero_platform.train import optim
 
 ROBERTA = golden.files("roberta_init/info.json")
 
@@ -82,3 +85,23 @@ def test_roberta_initialisation(path, errors):
     types = after["v_encoder.f_encoder.embeddings.token_type_embeddings.weight"]
     assert torch.equal(types[0], types[1]) == info["token_type_rows_equal"]
     errors.note("load_roberta weights", "roberta_init", str(path), 0.0)
+
+
+@pytest.mark.parametrize("folder", golden.sets(), ids=set_id)
+def test_optimizer_groups(folder):
+    """The product's groups over the packed model are the official ones, joined projections named by their parts."""
+    path = golden.root() / "schedule.json"
+    if not path.is_file():
+        pytest.skip(f"{golden.root()} holds no schedule.json")
+    groups = golden.read_json(path)["adamw_param_groups"]["models"]["HeroForPretraining"]
+    model = packed.load(folder)
+    ours = optim.param_groups(model.named_parameters(), official.official_name, weight_decay=0.01, head_lr_mul=10.0)
+    for got, want in zip(ours, groups, strict=True):
+        names = {part for name in got["names"] for part in official.renamed({name: torch.zeros(3)})}
+        assert unnumbered(names) == unnumbered(want["params"])
+        assert (got["weight_decay"], got["lr_mul"]) == (want["weight_decay"], want["initial_lr_times"])
+
+
+def unnumbered(names):
+    """Without layer numbers: the listed model has another depth."""
+    return {re.sub(r"\.layer\.\d+\.", ".layer.#.", name) for name in names}
