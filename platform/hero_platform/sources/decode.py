@@ -26,6 +26,15 @@ _DAMAGED_ZIP = (
 _NUMERIC = re.compile(r"[<>|=]?[iuf][1248]")
 
 
+def is_text(text: str) -> bool:
+    """Whether a name that came from bytes was UTF-8 (Python smuggles other bytes in as lone surrogates)."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class _RefusedError(ValueError):
     """A value that decodes, but to something other than numbers and text."""
 

@@ -18,10 +18,10 @@ import numpy as np
 from hero_model.config import TextIds
 from hero_platform import files
 from hero_platform.sources.base import Annotation, Planned, RawVideo, Reject, Subtitle
-from hero_platform.sources.decode import read_npz, unpack_array, unpack_text
+from hero_platform.sources.decode import is_text, read_npz, unpack_array, unpack_text
 from hero_platform.sources.lmdb_file import open_lmdb, sizes_of, value_of
 from hero_platform.sources.lmdb_queries import QueryDb, read_annotations
-from hero_platform.sources.splits import UNLISTED, describe_path, read_json, read_splits
+from hero_platform.sources.splits import UNLISTED, content_of, describe_paths, read_json, read_splits
 from hero_platform.store.align import Alignment, segment_times
 
 _COMPRESSED = "_compressed"
@@ -58,16 +58,16 @@ class LmdbSource:
             frame_bytes = self._bytes_per_frame(transaction, sizes)
         subtitled = self._subtitled()
         for video in sorted(sizes.keys() | subtitled | self._num_frames.keys()):
-            if video not in sizes:
+            if not is_text(video):
+                rejects.append(Reject(ascii(video), self._where, "undecodable text: the id is not UTF-8"))
+            elif video not in sizes:
                 reason = " (listed in corrupted.json)" if video in self._corrupted else ""
                 rejects.append(Reject(video, self._where, f"no features in the feature database{reason}"))
             elif self.subtitles is not None and video not in subtitled:
                 rejects.append(Reject(video, self._where, "no record in the subtitle database"))
             else:
                 num_frames = self._num_frames.get(video)
-                known = frame_bytes is not None and num_frames is not None
-                hint = frame_bytes * num_frames if known else sizes[video]  # type: ignore[operator]
-                planned.append(Planned(video, num_frames, hint))
+                planned.append(Planned(video, num_frames, (num_frames or 0) * frame_bytes or sizes[video]))
         return planned, rejects
 
     def read(self, ids: Sequence[str]) -> Iterator[RawVideo | Reject]:
@@ -83,14 +83,15 @@ class LmdbSource:
                     yield Reject(video, self._where, str(error))
 
     def provenance(self) -> dict[str, Any]:
-        """Names (not places) of the databases and the settings."""
+        """Names (not places) of the databases, the content of all but the features, and the settings."""
         return {
             "kind": "lmdb",
             "features": f"{files.name_of(files.parent_of(self._feature_folder))}/{files.name_of(self._feature_folder)}",
             "subtitles": None if self.subtitles is None else files.name_of(self.subtitles),
+            "subtitles_sha256": self._subtitle_content,
             "interval_s": self.interval_s,
-            "queries": [describe_path(path) for path in self.queries],
-            "splits": [describe_path(path) for path in self.splits],
+            "queries": describe_paths(self.queries),
+            "splits": describe_paths(self.splits),
         }
 
     def annotations(self) -> Iterator[Annotation | Reject]:
@@ -182,6 +183,10 @@ class LmdbSource:
             raise ValueError(f"{self.subtitles}/vid2dur_idx.json: not split -> video -> [seconds, index]") from error
 
     @cached_property
+    def _subtitle_content(self) -> str | None:
+        return None if self.subtitles is None else content_of(self.subtitles)
+
+    @cached_property
     def _listed(self) -> dict[str, str]:
         return read_splits(self.splits)
 
@@ -198,15 +203,15 @@ class LmdbSource:
             return self._durations.get(video, (UNLISTED, 0.0))[0]
         return "train"
 
-    def _bytes_per_frame(self, transaction: Any, sizes: Mapping[str, int]) -> int | None:
-        """Bytes of one frame in memory, from the first video that can be read; None if none can."""
+    def _bytes_per_frame(self, transaction: Any, sizes: Mapping[str, int]) -> int:
+        """Bytes of one frame in memory, from the first video that can be read; 0 if none can."""
         for video in sorted(sizes):
             try:
                 frames = self._frames(transaction, video)
             except ValueError:
                 continue
             return frames.nbytes // max(len(frames), 1)
-        return None
+        return 0
 
     def _frames(self, transaction: Any, video: str) -> np.ndarray:
         value = value_of(transaction, video)

@@ -17,8 +17,8 @@ import numpy as np
 
 from hero_platform import files
 from hero_platform.sources.base import Annotation, Planned, RawVideo, Reject
-from hero_platform.sources.decode import npz_sizes, read_npz
-from hero_platform.sources.splits import UNLISTED, describe_path, read_splits
+from hero_platform.sources.decode import is_text, npz_sizes, read_npz
+from hero_platform.sources.splits import UNLISTED, content_of, describe_paths, read_splits
 from hero_platform.sources.subtitle_files import SubtitleRecord, decode_text, parse_cues, parse_record
 
 _SUBTITLE_SUFFIXES = (".srt", ".vtt")
@@ -56,8 +56,9 @@ class NpzSource:
         bad = {reject.id for reject in rejects}
         planned = []
         for video in sorted(known - bad):
-            reason = self._missing(video)
-            if reason:
+            if not is_text(video):
+                rejects.append(Reject(ascii(video), self._where, "undecodable text: the file name is not UTF-8"))
+            elif reason := self._missing(video):
                 rejects.append(Reject(video, self._where, reason))
             else:
                 planned.append(Planned(video, None, sum(self._size(paths[video]) for paths in self._paths)))
@@ -67,21 +68,21 @@ class NpzSource:
         """Give each id as a video with its subtitles as written, or the reason why not."""
         for video in ids:
             try:
-                reason = self._missing(video)
-                if reason:
+                if reason := self._missing(video):
                     raise ValueError(reason)
                 yield self._video(video)
             except (ValueError, OSError) as error:
                 yield Reject(video, self._where, str(error))
 
     def provenance(self) -> dict[str, Any]:
-        """Names (not places) of the folders and the settings."""
+        """Names (not places) of the folders, the content of all but the features, and the settings."""
         return {
             "kind": "npz",
             "features": [files.name_of(folder) for folder in self.features],
             "arrays": list(self.arrays),
             "subtitles": None if self.subtitles is None else files.name_of(self.subtitles),
-            "splits": [describe_path(path) for path in self.splits] or self.split,
+            "subtitles_sha256": self._subtitle_content,
+            "splits": describe_paths(self.splits) or self.split,
             "interval_s": self.interval_s,
         }
 
@@ -125,6 +126,10 @@ class NpzSource:
     @property
     def _subtitle_rejects(self) -> list[Reject]:
         return self._subtitle_index[1]
+
+    @cached_property
+    def _subtitle_content(self) -> str | None:
+        return None if self.subtitles is None else content_of(self.subtitles, _SUBTITLE_SUFFIXES)
 
     @cached_property
     def _listed(self) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Sequence
 
@@ -30,10 +32,27 @@ def named_path(text: str) -> tuple[str, str]:
     return (split, path) if equals and "/" not in split else (split_of_name(files.name_of(text)), text)
 
 
-def describe_path(text: str) -> str:
-    """`SPLIT=NAME` of a path given as in `named_path`, for provenance: the same wherever the file stands."""
-    split, path = named_path(text)
-    return f"{split}={files.name_of(path)}"
+def content_of(path: str, suffixes: tuple[str, ...] = ("",)) -> str:
+    """SHA-256, for provenance, of a file or of all files of a folder with these suffixes (LMDB's lock file left out).
+
+    Empty where nothing is there: planning says so in a sentence.
+    """
+    if not os.path.isdir(path):
+        return files.sha256_file(path) if files.exists(path) else ""
+    digest = hashlib.sha256()
+    for root, folders, names in os.walk(path):
+        folders.sort()
+        for name in sorted(names):
+            if name != "lock.mdb" and name.lower().endswith(suffixes):
+                full = os.path.join(root, name)
+                digest.update(f"{os.path.relpath(full, path)}\0{files.sha256_file(full)}\n".encode(errors="replace"))
+    return digest.hexdigest()
+
+
+def describe_paths(texts: Sequence[str]) -> dict[str, str]:
+    """`SPLIT=NAME` -> content, of paths given as in `named_path`: the same wherever they stand."""
+    named = [named_path(text) for text in texts]
+    return {f"{split}={files.name_of(path)}": content_of(path) for split, path in named}
 
 
 def read_splits(paths: Sequence[str]) -> dict[str, str]:

@@ -161,6 +161,17 @@ def test_video_only_and_clips_of_long_videos(golden_lmdb):
     assert read_all(direct).keys() == videos.keys()
 
 
+def test_provenance_tells_contents(golden_lmdb, tmp_path):
+    copy = tmp_path / "txt_db/tv_subtitles.db"
+    shutil.copytree(golden_lmdb / "txt_db/tv_subtitles.db", copy, copy_function=shutil.copyfile)
+    copy.chmod(0o755)
+    one = source_of(golden_lmdb, "tv").provenance()
+    assert one["features"] == "tv/resnet_slowfast_1.5" and one["subtitles"] == "tv_subtitles.db"
+    assert LmdbSource(str(golden_lmdb / "video_db/tv"), str(copy)).provenance() == one
+    (copy / "vid2dur_idx.json").write_text("{}")
+    assert LmdbSource(str(golden_lmdb / "video_db/tv"), str(copy)).provenance() != one
+
+
 def test_text_ids_come_from_meta(golden_lmdb):
     assert source_of(golden_lmdb, "tv").text_ids == TextIds()
 
@@ -343,6 +354,18 @@ def test_videos_of_one_database_only(small):
     assert [(reject.id, reject.reason) for reject in rejects] == [
         ("b", "no record in the subtitle database"),
         ("c", "no features in the feature database"),
+    ]
+
+
+def test_an_id_that_is_not_text(small, tmp_path):
+    source = small({"a": features_of(3)}, {"a": text_of(record_of())})
+    with lmdb.open(str(tmp_path / "video_db/x/resnet_slowfast_1.5"), map_size=1 << 22) as environment:
+        with environment.begin(write=True) as transaction:
+            transaction.put(b"caf\xe9", features_of(3))
+    planned, rejects = source.plan()
+    assert [video.id for video in planned] == ["a"]
+    assert [(reject.id, reject.reason) for reject in rejects] == [
+        (r"'caf\udce9'", "undecodable text: the id is not UTF-8")
     ]
 
 

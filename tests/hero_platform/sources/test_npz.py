@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -131,6 +132,13 @@ def test_each_bad_row_is_a_reject(folder):
     assert not (folder / "exploded").exists()
 
 
+def test_a_file_name_that_is_not_text(folder):
+    add(folder, "a")
+    with open(os.fsencode(folder) + b"/features/show/caf\xe9.npz", "wb") as stream:
+        stream.write(b"")
+    assert outcome(folder) == ({"a"}, {r"'caf\udce9'": "undecodable text: the file name is not UTF-8"})
+
+
 def test_arrays_in_the_stated_order(folder):
     add(folder, "a", x=np.zeros((2, 2)), y=np.ones((2, 1)), duration=np.float64(2.9))
     (video,) = source_of(folder, arrays=("y", "x")).read(["a"])
@@ -170,7 +178,18 @@ def test_features_only_and_splits(folder):
     videos, rejects = read_all(source)
     assert {video: raw.split for video, raw in videos.items()} == {"a": "unlisted", "b": "val"} and not rejects
     assert videos["a"].subtitles == []
-    assert source.provenance()["splits"] == ["val=my_val.json"]
+    assert list(source.provenance()["splits"]) == ["val=my_val.json"]
+
+
+def test_provenance_tells_contents_not_places(folder, tmp_path_factory):
+    add(folder, "a")
+    before = source_of(folder).provenance()
+    moved = tmp_path_factory.mktemp("elsewhere") / "copy"
+    shutil.copytree(folder, moved)
+    (moved / "subs/film.mkv").write_text("not a subtitle")
+    assert source_of(moved).provenance() == before
+    (moved / "subs/a.srt").write_text("1\n00:00:00,000 --> 00:00:03,000\nHELLO\n")
+    assert source_of(moved).provenance() != before
 
 
 def test_wrong_folders_are_one_error(folder):
