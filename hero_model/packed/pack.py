@@ -175,7 +175,7 @@ def pack_videos(
     order = np.empty(len(frame_rows) + len(token_rows), dtype=np.int64)
     order[frame_rows] = np.arange(len(frame_rows))
     order[token_rows] = len(frame_rows) + np.arange(len(token_rows))
-    token_positions = spans(np.zeros_like(num_tokens), num_tokens).clip(max=last_position)
+    token_positions = np.clip(spans(np.zeros_like(num_tokens), num_tokens), 0, last_position)
 
     token_at = spans(texts.offsets[:-1][segments], num_tokens - 1)
     tokens, is_lead = _with_lead(texts.tokens[token_at], num_tokens, lead)
