@@ -185,7 +185,7 @@ class _State:
 
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._around.comm.rank == 0:
-            self._last = dict(metrics)
+            self._last.update(metrics)
             self._around.tracker.log(step, metrics)
 
     def _validate(self, step: int) -> None:
