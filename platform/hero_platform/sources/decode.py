@@ -21,7 +21,7 @@ MAX_ARRAY_BYTES = 2 << 30  # one feature array; a day of video at 1.5 s and 4352
 # What zipfile, zlib and NumPy's header parser raise on damaged or crafted input, besides ValueError.
 _DAMAGED_ZIP = (
     *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, tokenize.TokenError, OSError, EOFError, SyntaxError),
-    *(NotImplementedError, RuntimeError, MemoryError, OverflowError, TypeError, KeyError, IndexError),
+    *(RuntimeError, MemoryError, OverflowError, TypeError, KeyError, IndexError),
 )
 _NUMERIC = re.compile(r"[<>|=]?[iuf][1248]")
 

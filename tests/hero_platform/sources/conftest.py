@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import lmdb
 import pytest
 
 REPO = Path(__file__).resolve().parents[3]
@@ -25,3 +26,17 @@ def real():
     if not folder.exists():
         pytest.skip(f"no {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def write_lmdb():
+    """A function that writes key -> bytes as an LMDB folder, as the released ones are: without its lock file."""
+
+    def write(folder, values):
+        folder.mkdir(parents=True, exist_ok=True)
+        with lmdb.open(str(folder), map_size=1 << 22) as environment, environment.begin(write=True) as transaction:
+            for key, value in values.items():
+                transaction.put(key.encode(), value)
+        (folder / "lock.mdb").unlink(missing_ok=True)
+
+    return write

@@ -17,12 +17,10 @@ from hero_model.config import TextIds
 from hero_model.packed.batch import VideoRows
 from hero_model.packed.draw import hash_id
 from hero_model.packed.pack import cut, offsets_of, segment_text
-from hero_platform.sources.base import Annotation, RawVideo, Reject
+from hero_platform.sources.base import RawVideo, Reject
 from hero_platform.sources.lmdb import LmdbSource
 from hero_platform.store.rows import RowRules, make_row
 from hero_platform.store.tokens import TokenizerSpec
-
-INTERVAL_S = 1.5
 
 
 def source_of(root, name, **settings):
@@ -176,109 +174,7 @@ def test_text_ids_come_from_meta(golden_lmdb):
     assert source_of(golden_lmdb, "tv").text_ids == TextIds()
 
 
-# --- query databases
-
-
-def span_frames(note, num_frames):
-    """Frame labels of a span (hero.md 4.2)."""
-    if math.isnan(note.start_s):
-        return [-1, -1]
-    first = min(math.floor(note.start_s / INTERVAL_S), num_frames - 1)
-    return [first, min(max(math.ceil(note.end_s / INTERVAL_S) - 1, first + 1), num_frames - 1)]
-
-
-def notes_of(root, *names):
-    source = LmdbSource(str(root / "video_db/tv"), queries=tuple(str(root / f"txt_db/{name}.db") for name in names))
-    return list(source.annotations())
-
-
-@pytest.fixture(scope="module")
-def num_frames(golden_lmdb):
-    counts = {}
-    for name in ("tv", "violin"):
-        counts |= json.loads((golden_lmdb / f"txt_db/{name}_subtitles.db/vid2len.json").read_text())
-    return counts
-
-
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_moments(golden_lmdb, num_frames, split):
-    case = expected(golden_lmdb, "tvr")[split]
-    notes = notes_of(golden_lmdb, f"tvr_{split}")
-    assert [note.id for note in notes] == case["qids"]
-    assert [len(note.tokens) for note in notes] == case["lens"]
-    for note, item in zip(notes, case["items"], strict=True):
-        (query,) = item["queries"]
-        assert (note.kind, note.split, note.video) == ("moments", split, item["vid"])
-        assert [0, *note.tokens] == query["input_ids"]
-        assert span_frames(note, num_frames[note.video]) == query["target"]
-
-
-def test_hidden_moments(golden_lmdb):
-    notes = notes_of(golden_lmdb, "tvr_test_public")
-    assert [note.id for note in notes] == ["90041", "90042", "90043", "90044"]
-    assert {(note.split, note.video, math.isnan(note.start_s)) for note in notes} == {("test_public", "", True)}
-
-
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_questions(golden_lmdb, num_frames, split):
-    notes = notes_of(golden_lmdb, f"tvqa_{split}")
-    for note, item in zip(notes, expected(golden_lmdb, "tvqa")[split], strict=True):
-        assert (note.kind, note.id, [note.label]) == ("questions", item["qid"], item["target"])
-        assert [[2, *note.tokens, 2, *answer] for answer in note.answers_tokens] == item["qa_input_ids"]
-        assert span_frames(note, num_frames[note.video]) == item["ts_target"]
-        assert len(note.answers) == 5
-    assert {note.label for note in notes_of(golden_lmdb, "tvqa_test_public")} == {None}
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_statements(golden_lmdb, split):
-    case = expected(golden_lmdb, "violin")[split]
-    notes = notes_of(golden_lmdb, f"violin_{split}")
-    assert [note.id for note in notes] == case["qids"]
-    by_id = {note.id: note for note in notes}
-    collated = case["collate_first2"]
-    if split == "train":  # each item brings its opposite
-        pairs = [[qid, qid[:-1] + str(1 - int(qid[-1]))] for qid in case["qids"][:2]]
-        chosen = [by_id[qid] for pair in pairs for qid in pair]
-    else:
-        chosen = notes[:2]
-    assert [[note.label] for note in chosen] == collated["targets"]
-    longest = max(len(note.tokens) for note in chosen)
-    assert [[2, *note.tokens, *[1] * (longest - len(note.tokens))] for note in chosen] == collated["q_input_ids"]
-
-
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_captions(golden_lmdb, num_frames, split):
-    collated = expected(golden_lmdb, "tvc")[split]["train_collate_first2"]
-    notes = notes_of(golden_lmdb, f"tvc_{split}")
-    videos = list(dict.fromkeys(note.video for note in notes))[:2]
-    first_two = [note for note in notes if note.video in videos]
-    targets = [[token for token in row if token != -1] for row in collated["cap_tgt_ids"]]
-    assert [[*note.tokens, 2] for note in first_two] == targets
-    ranges = []
-    for video in videos:
-        n = num_frames[video]
-        rows = [note for note in first_two if note.video == video]
-        starts = [min(math.floor(note.start_s / INTERVAL_S), n) for note in rows]
-        ranges.append(
-            [
-                [start, min(max(round(note.end_s / INTERVAL_S), start + 1), n)]
-                for start, note in zip(starts, rows, strict=True)
-            ]
-        )
-    assert ranges == collated["clip_ranges"]
-    assert {note.kind for note in notes} == {"captions"}
-
-
 # --- damaged databases
-
-
-def write_lmdb(folder, values):
-    folder.mkdir(parents=True, exist_ok=True)
-    with lmdb.open(str(folder), map_size=1 << 22) as environment, environment.begin(write=True) as transaction:
-        for key, value in values.items():
-            transaction.put(key.encode(), value)
-    (folder / "lock.mdb").unlink(missing_ok=True)
 
 
 def features_of(num_frames, dtype="<f4"):
@@ -297,7 +193,7 @@ def text_of(record):
 
 
 @pytest.fixture
-def small(tmp_path):
+def small(tmp_path, write_lmdb):
     """Write a corpus of these features and records, and give its source."""
 
     def write(features, records):
@@ -386,7 +282,7 @@ def test_a_truncated_file_is_one_error_not_a_crash(golden_lmdb, tmp_path):
         LmdbSource(str(tmp_path / "violin")).plan()
 
 
-def test_not_a_database(tmp_path):
+def test_not_a_database(tmp_path, write_lmdb):
     with pytest.raises(ValueError, match=r"no LMDB there named resnet_slowfast_1\.5 or .*; the folder holds nothing"):
         LmdbSource(str(tmp_path)).plan()
     (tmp_path / "data.mdb").write_bytes(b"something else" * 1000)
@@ -410,32 +306,13 @@ def test_another_interval_is_refused(small, tmp_path, golden_lmdb):
 
 
 @pytest.mark.parametrize("name", ["resnet_slowfast_2", "resnet_slowfast_2.0", "resnet_slowfast_2_compressed"])
-def test_folder_names_of_whole_intervals(tmp_path, name):
+def test_folder_names_of_whole_intervals(tmp_path, name, write_lmdb):
     write_lmdb(tmp_path / name, {"a": features_of(3)})
     (tmp_path / "id2nframe_2.json").write_text('{"a": 2}')  # as VALUE names it
     assert len(read_all(LmdbSource(str(tmp_path), interval_s=2.0))["a"].frames) == 2
 
 
-def test_damaged_query_rows(tmp_path):
-    good = {"desc": "a query", "input_ids": [5], "vid": "v", "ts": [0.0, 1.5]}
-    rows = {"1": text_of(good), "2": text_of({**good, "input_ids": None}), "3": text_of(good)[:-6], "4": text_of([])}
-    write_lmdb(tmp_path / "my_val.db", {**rows, "5": text_of({**good, "ts": [[0, 1], [2, 3]]})})
-    (tmp_path / "my_val.db/id2len.json").write_text('{"5": 1, "3": 1, "2": 1, "1": 1, "4": 1, "6": 1}')
-    notes = list(LmdbSource("unused", queries=(str(tmp_path / "my_val.db"),)).annotations())
-    assert [note.id for note in notes] == ["5", "3", "2", "1", "4", "6"]
-    assert [note.id for note in notes if isinstance(note, Annotation)] == ["5", "1"]
-    assert math.isnan(notes[0].start_s)  # several annotators, no single span
-
-
-def test_query_databases_need_a_split(tmp_path):
-    with pytest.raises(ValueError, match="ends in no split"):
-        list(LmdbSource("unused", queries=(str(tmp_path / "queries.db"),)).annotations())
-    write_lmdb(tmp_path / "queries.db", {"1": text_of({"desc": "q", "input_ids": [5], "vid": "v"})})
-    (note,) = LmdbSource("unused", queries=(f"val={tmp_path}/queries.db",)).annotations()
-    assert (note.split, note.kind) == ("val", "moments")
-
-
-def test_split_files_must_agree(tmp_path):
+def test_split_files_must_agree(tmp_path, write_lmdb):
     (tmp_path / "a_train.json").write_text('["x", "y"]')
     (tmp_path / "a_val.json").write_text('["y"]')
     write_lmdb(tmp_path / "resnet_slowfast_1.5", {"x": features_of(1)})
