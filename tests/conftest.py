@@ -46,6 +46,7 @@ def ray_session() -> Iterator[Any]:
     )
     import ray
 
+    assert not ray.is_initialized(), "every test that uses Ray takes this fixture"
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # socket paths may not exceed 107 bytes
     ray.init(
         num_cpus=4,
@@ -75,3 +76,24 @@ def tracking_database(hero_home: Path, _empty_tracking_database: Path) -> Path:
     """This test's own `mlflow.db` under its output root, ready for use."""
     hero_home.mkdir(parents=True, exist_ok=True)
     return Path(shutil.copy(_empty_tracking_database, hero_home / "mlflow.db"))
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a store of the synthetic corpus, built without Ray: 24 train, 8 val and 8 test videos. Read only."""
+    from hero_platform.sources.synthetic import SyntheticSource
+    from hero_platform.store import build, plan
+    from hero_platform.store.rows import RowRules
+    from hero_platform.store.tokens import TokenizerSpec
+
+    source = SyntheticSource(num_train=24, num_val=8, num_test=8, frame_dim=16)
+    out = str(tmp_path_factory.mktemp("store") / "synthetic")
+    settings = build.BuildSettings("synthetic", "tiny", TokenizerSpec.of_words(source.words()), False, 20_000)
+    videos, _ = plan.order_videos(source.plan()[0], "test")
+    shards = plan.cut_shards(videos, source.frame_dim, settings.dtype, settings.shard_bytes)
+    rules = RowRules(source.frame_dim, settings.dtype, settings.tokenizer)
+    names = [plan.shard_name(number) for number in range(len(shards))]
+    infos = [build.build_shard(source, out, name, ids, rules, "test") for name, ids in zip(names, shards, strict=True)]
+    cut = plan.Plan({"source": source.provenance()}, plan.digest_videos(videos), source.frame_dim, shards, ())
+    build._publish(source, out, cut, infos, settings, "test", 1.0)
+    return out

@@ -1,0 +1,156 @@
+"""Evaluation of a split: what does not depend on how the work is cut, its files, and refusals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hero_model.config import debug
+from hero_model.metrics.retrieval import RetrievalMetric
+from hero_model.multitask import MultiTaskHero
+from hero_model.tasks import Fom, MomentRetrieval, Vsm
+from hero_platform.config import Entry, RunConfig
+from hero_platform.infer.embed import Embedder
+from hero_platform.infer.moments import Corpus, evaluate_moments, moment_task, write_evaluation
+from hero_platform.infer.retrieve import Decoding, retrieve
+from hero_platform.store.reader import FeatureStore
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def store(tiny_store: str) -> FeatureStore:
+    return FeatureStore.open(tiny_store)
+
+
+@pytest.fixture(scope="module")
+def config(store: FeatureStore) -> RunConfig:
+    model = replace(debug(), frame_dim=store.frame_dim, vocab_size=-(-store.text_ids.vocab_size // 8) * 8)
+    return RunConfig(
+        recipe="test",
+        name="test",
+        mixture=(Entry(MomentRetrieval(), "synthetic"),),
+        model=model,
+        text=store.text_ids,
+        batch=8,
+        pool=8,
+        nce_pool=8,
+    )
+
+
+@pytest.fixture(scope="module")
+def module(config: RunConfig) -> MultiTaskHero:
+    torch.manual_seed(0)
+    return MultiTaskHero(config.model, (MomentRetrieval(),)).eval()
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (3, 5, 2, 7), (100, 100, 100, 100)])
+def test_blocks_change_nothing_beyond_rounding(store, config, module, sizes):
+    corpus = Corpus.open(store, "test")
+    embedder = Embedder(module, config.mixture[0].task, config.text, CPU)
+    how = Decoding(num_videos=5, num_spans=60)
+
+    def answers(videos, queries, video_block, query_block):
+        states = embedder.videos(store, corpus.rows, block=videos)
+        vectors = embedder.queries(corpus.table.notes, corpus.queries, block=queries)
+        sizes = {"video_block": video_block, "query_block": query_block}
+        return retrieve(embedder.head, states, vectors, corpus.own_video_Q, how, **sizes)
+
+    one, other = answers(4, 4, 4, 4), answers(*sizes)
+    for task in ("vcmr", "svmr", "vr"):
+        assert getattr(one, task).scores_QN == pytest.approx(getattr(other, task).scores_QN, rel=1e-4)
+    assert np.array_equal(one.vr.videos_QN, other.vr.videos_QN)
+    for query, video in enumerate(corpus.own_video_Q.tolist()):
+        found = one.svmr.videos_QN[query]
+        assert set(found[found >= 0].tolist()) == {video}
+    spans = one.vcmr.spans_QN2[one.vcmr.videos_QN >= 0] / store.rows([0]).interval_s[0]
+    lengths = np.diff(spans, axis=1)
+    assert lengths.min() > how.shortest and lengths.max() <= how.longest
+
+
+def test_evaluation_counts_each_query_once_and_writes_what_it_found(store, config, module, tmp_path: Path):
+    corpus = Corpus.open(store, "val")
+    evaluation = evaluate_moments(module, config, corpus, Decoding(), device=CPU)
+    assert corpus.left_out == 0 and len(corpus.queries) == len(store.annotations("moments", "val"))
+    paths = write_evaluation(str(tmp_path), evaluation)
+    assert [Path(path).name for path in paths] == ["metrics.json", "predictions.jsonl", "submission.json"]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["metrics"] == evaluation.metric.compute() and metrics["queries"] == len(corpus.queries)
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert sorted(line["query"] for line in lines) == sorted(corpus.table.ids)
+    official = json.loads((tmp_path / "submission.json").read_text())
+    name_of = {number: name for name, number in official["video2idx"].items()}
+    assert list(official["video2idx"]) == sorted(store.index.ids[store.rows_of("val")])
+    for line, entry in zip(lines, official["VCMR"], strict=True):
+        assert [[name_of[video], *rest] for video, *rest in entry["predictions"]] == line["vcmr"]
+    own_of = dict(zip(corpus.table.ids, corpus.table.videos, strict=True))
+    firsts = [line["vr"][0][0] == own_of[line["query"]] for line in lines]
+    assert metrics["metrics"]["vr_r1"] == pytest.approx(100 * np.mean(firsts))
+
+
+def test_suppression_leaves_no_overlapping_answers(store, config, module):
+    corpus = Corpus.open(store, "val")
+    evaluation = evaluate_moments(module, config, corpus, Decoding(), suppress_above=0.0, device=CPU)
+    for video, start, end, _ in (rows := evaluation.rankings["svmr"].rows(0)):
+        others = [row for row in rows if row[:3] != [video, start, end]]
+        assert all(other[1] >= end or other[2] <= start for other in others)
+    assert len(rows) < len(evaluate_moments(module, config, corpus, Decoding(), device=CPU).rankings["svmr"].rows(0))
+
+
+def test_a_model_that_has_learned_finds_moments(store, config):
+    """Overfit eight videos: their own queries must then be answered far above chance."""
+    torch.manual_seed(0)
+    task = MomentRetrieval(span_weight=0.5, span_drop=0.0, hard_start=-1)
+    module = MultiTaskHero(replace(config.model, dropout=0.0, attention_dropout=0.0), (task,))
+    optimizer = torch.optim.AdamW(module.parameters(), lr=2e-3)
+    corpus = Corpus.open(store, "val")
+    from hero_model.packed.batch import Examples
+    from hero_model.tasks.base import At
+
+    for step in range(60):
+        rows = corpus.rows[corpus.own_video_Q]
+        examples = Examples(store.rows(rows), corpus.table.notes(corpus.queries))
+        at = At(0, step)
+        batch = task.prepare(examples, at, config.text)
+        output = module("moment_retrieval", batch, at)
+        terms = {name: (value, batch.counts[name]) for name, value in output.sums.items()}
+        terms |= task.pool_terms(output.pooled, batch.videos.clips, at)
+        loss = sum(task.weights(at)[name] * value / count for name, (value, count) in terms.items())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    metrics = evaluate_moments(module.eval(), config, corpus, Decoding(), device=CPU).metric.compute()
+    assert metrics["svmr_r1_iou05"] > 70 and metrics["vcmr_r10_iou05"] > 50
+
+
+def test_pretrained_alone_searches_as_its_vsm_packs(config):
+    vsm = replace(config, mixture=(Entry(Fom(), "synthetic"), Entry(Vsm(context=2, max_frames=30), "synthetic")))
+    assert moment_task(vsm) == MomentRetrieval(context=2, max_frames=30)
+    with pytest.raises(ValueError, match="fom: nothing in it learns to search"):
+        moment_task(replace(config, mixture=(Entry(Fom(), "synthetic"),)))
+
+
+def test_another_store_is_refused(store, config, module):
+    wider = replace(config, model=replace(config.model, frame_dim=99))
+    with pytest.raises(ValueError, match=r"width 16 .* trained with width 99"):
+        evaluate_moments(module, wider, Corpus.open(store, "val"), Decoding(), device=CPU)
+
+
+def test_impossible_limits_are_refused():
+    with pytest.raises(ValueError, match="shortest 6 and longest 6"):
+        Decoding(shortest=6, longest=6)
+
+
+def test_parts_of_a_split_merge(store, config, module):
+    corpus = Corpus.open(store, "val")
+    whole = evaluate_moments(module, config, corpus, Decoding(), device=CPU).metric
+    merged = RetrievalMetric()
+    for part in (slice(0, 5), slice(5, None)):
+        piece = replace(corpus, queries=corpus.queries[part], own_video_Q=corpus.own_video_Q[part])
+        merged.merge(evaluate_moments(module, config, piece, Decoding(), device=CPU).metric)
+    assert merged.compute() == pytest.approx(whole.compute())
