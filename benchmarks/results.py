@@ -1,0 +1,38 @@
+"""One Markdown row per measurement, appended to benchmarks/results.md: date, commit, machine, what, numbers."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+RESULTS = Path(__file__).with_name("results.md")
+_HEAD = "# Results\n\n| date | commit | machine | benchmark | result |\n|---|---|---|---|---|\n"
+
+
+def record(benchmark: str, result: str) -> None:
+    """Print a row and append it to results.md."""
+    row = f"| {datetime.date.today()} | {_commit()} | {_machine()} | {benchmark} | {result} |"
+    print(row)
+    if not RESULTS.exists():
+        RESULTS.write_text(_HEAD)
+    with RESULTS.open("a") as stream:
+        stream.write(row + "\n")
+
+
+def _commit() -> str:
+    """Short hash of the checkout."""
+    root = Path(__file__).parent
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "none"
+
+
+def _machine() -> str:
+    """Cores, memory and how busy the machine is, which on a shared one says how far to trust a time."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    load = os.getloadavg()[0]
+    return f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.machine()}, load {load:.1f}"
