@@ -1,15 +1,12 @@
-"""One small Ray and one small store for the tests of this folder."""
+"""One small store for the tests of this folder, built on the suite's Ray."""
 
 import pytest
 
 
 @pytest.fixture(scope="session")
-def ray_two():
-    """A Ray that runs two shard tasks at once; the one that already runs if there is one."""
-    from hero_platform.store.build import ray_cluster
-
-    with ray_cluster(2):
-        yield
+def ray_two(ray_session):
+    """A Ray that runs two shard tasks at once: the suite's."""
+    return ray_session
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,66 @@
+"""The evaluate job through its command line: a trained run, a checkpoint folder, and refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs import evaluate, train
+
+
+@pytest.fixture
+def run(tiny_store: str, hero_home: Path) -> str:
+    """A run of three updates."""
+    settings = ["--name", "short", "--store", f"synthetic={tiny_store}", "--steps", "3", "--batch", "8"]
+    overrides = ["--tracking.kind", "none", "--evaluation.every", "0"]
+    assert train.main(["finetune_synthetic", *settings, *overrides]) == 0
+    return "short"
+
+
+def test_run_and_checkpoint_give_the_same(run: str, tiny_store: str, hero_home: Path, tmp_path: Path, capsys):
+    where = ["--corpus", "synthetic", "--split", "test", "--store", f"synthetic={tiny_store}"]
+    assert evaluate.main(["--run", run, *where, "--json", str(tmp_path / "a.json")]) == 0
+    printed = capsys.readouterr().out
+    first = json.loads((tmp_path / "a.json").read_text())
+    folder = hero_home / "runs" / run / "evaluations" / "synthetic-test-step_00000003"
+    assert first["folder"] == str(folder) and f"R@1 {first['metrics']['vcmr_r1_iou05']:.2f}" in printed
+    assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "predictions.jsonl", "submission.json"]
+
+    assert evaluate.main(["--checkpoint", first["checkpoint"], *where, "--json", str(tmp_path / "b.json")]) == 0
+    second = json.loads((tmp_path / "b.json").read_text())
+    assert second["metrics"] == first["metrics"] and second["folder"].startswith(str(hero_home / "evaluations"))
+
+    assert evaluate.main(["--run", run, *where, "--name", "thin", "--nms", "0.3", "--step", "3"]) == 0
+    thin = (folder.parent / "thin" / "predictions.jsonl").read_text()
+    assert len(thin) < len((folder / "predictions.jsonl").read_text())
+
+
+def test_dry_run_writes_nothing(run: str, tiny_store: str, hero_home: Path, capsys):
+    where = ["--corpus", "synthetic", "--split", "val", "--store", tiny_store]
+    assert evaluate.main(["--run", run, *where, "--dry-run"]) == 0
+    assert "24 queries in 8 videos" in capsys.readouterr().out
+    assert not (hero_home / "runs" / run / "evaluations").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--run", "nothing"], "'nothing' is neither a run with a checkpoint"),
+        (["--checkpoint", "/nowhere"], "/nowhere"),
+        (["--run", "short", "--step", "soon"], "--step is a number, best or last"),
+        (["--checkpoint", "x", "--step", "3"], "name the folder itself"),
+    ],
+)
+def test_mistakes_are_one_line(extra: list[str], message: str, tiny_store: str, capsys):
+    assert evaluate.main([*extra, "--corpus", "synthetic", "--split", "val", "--store", tiny_store]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_unknown_split_and_missing_store(run: str, tiny_store: str, capsys):
+    assert evaluate.main(["--run", run, "--corpus", "synthetic", "--split", "hidden", "--store", tiny_store]) == 2
+    assert "no annotation table moments hidden" in capsys.readouterr().err
+    assert evaluate.main(["--run", run, "--corpus", "tvr", "--split", "val"]) == 2
+    assert "has no store of tvr: name one with --store tvr=PATH" in capsys.readouterr().err
