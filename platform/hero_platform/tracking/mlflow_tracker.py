@@ -43,7 +43,7 @@ METRICS_A_CALL = 1000  # limits of MLflow's REST interface
 PARAMS_A_CALL = 100
 TAGS_A_CALL = 100
 PARAM_CHARACTERS = 500
-_ATTEMPTS = 5  # at an artifact that fails while metrics go through
+_ATTEMPTS = 3  # at an artifact that fails while metrics go through
 _BAD_CHARACTERS = re.compile(r"[^A-Za-z0-9_\-. :/]")  # MLflow refuses these in names of metrics and params
 
 
@@ -148,7 +148,7 @@ class _Shipper:
         self.run_id: str | None = None
         self.jobs: deque[_Job] = deque()
         self._uri, self._run = uri, run
-        self._public_uri = re.sub(r"//[^/@]*@", "//", uri)  # credentials go neither to files nor to logs
+        self._public_uri = _without_credentials(uri)
         self._path, self._began_ms, self._intact_end = journal.path, journal.began_ms, journal.recovered_end
         self._note_path = Path(journal.path).with_name(FILE)
         self._flush_s = flush_s
@@ -158,6 +158,7 @@ class _Shipper:
         self._status: Status | None = None
         self._wake = threading.Event()
         self._concluded = False
+        self._abandoned = threading.Event()  # set when nobody waits any more: another start may own the run by then
         self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -167,6 +168,8 @@ class _Shipper:
         self._wake.set()
         self._thread.join(timeout_s)
         if not self._concluded:
+            self._abandoned.set()
+            self._wake.set()
             logger.warning(
                 "MLflow at %s did not take everything in %.0f s: the rest of run %s stays in its journal and is sent "
                 "when the run is started again",
@@ -177,7 +180,7 @@ class _Shipper:
 
     def _follow(self) -> None:
         failures = 0
-        while not self._concluded:
+        while not self._concluded and not self._abandoned.is_set():
             status = self._status  # read before shipping: all that was logged before `finish` is sent before its status
             try:
                 self._ship()
@@ -186,8 +189,9 @@ class _Shipper:
                     self._conclude(status)
             except Exception as error:
                 failures += 1
-                if failures == 1:
-                    logger.warning("MLflow at %s: %s; trying again while training goes on", self._public_uri, error)
+                if failures == 1 and not self._abandoned.is_set():
+                    reason = _without_credentials(str(error))
+                    logger.warning("MLflow at %s: %s; trying again while training goes on", self._public_uri, reason)
             self._wake.wait(self._flush_s if not failures else min(2.0**failures, 1.0 if status else 30.0))
             self._wake.clear()
 
@@ -224,6 +228,8 @@ class _Shipper:
         assert self._note is not None
         for chunk in _chunks(metrics, METRICS_A_CALL):
             self._client.log_batch(self._note.run_id, metrics=chunk, synchronous=True)
+            if self._abandoned.is_set():
+                return
         self._note.shipped = end
         self._note.save(self._note_path)
 
@@ -236,7 +242,8 @@ class _Shipper:
             job.attempts += 1
             if job.attempts < _ATTEMPTS:
                 raise
-            logger.error("MLflow at %s does not take %s: %s", self._public_uri, job.what, error)
+            reason = _without_credentials(str(error))
+            logger.error("MLflow at %s does not take %s: %s", self._public_uri, job.what, reason)
 
     def _conclude(self, status: Status) -> None:
         assert self._note is not None
@@ -341,12 +348,17 @@ class _Shipper:
             self._client.log_batch(run_id, tags=chunk, synchronous=True)
 
 
+def _without_credentials(text: str) -> str:
+    """A text without the user and password of any URL in it: they go neither to files nor to logs (design D11)."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
+
+
 def _connect(uri: str) -> Any:
     """A client of its own, without MLflow's global state, its telemetry, or its minutes of retries."""
     for name, value in (
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
         ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
-        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
         ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"),
     ):
         os.environ.setdefault(name, value)
@@ -354,6 +366,7 @@ def _connect(uri: str) -> Any:
 
     for name in ("mlflow", "alembic"):  # after the import, which sets MLflow's own level
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a warning a retry; we log the first failure
     return MlflowClient(tracking_uri=uri)
 
 
