@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -188,6 +189,11 @@ def render(figure: Figure, path: str) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format=path.rsplit(".", 1)[-1], bbox_inches="tight")
     return stream.getvalue()
+
+
+def without_credentials(text: str) -> str:
+    """A text without the user and password of any URL in it: they go neither to files nor to logs (design D11)."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def default_uri(home: str) -> str:

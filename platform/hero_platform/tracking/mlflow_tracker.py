@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hero_platform import files
-from hero_platform.tracking.base import RunInfo, Status, flatten, render
+from hero_platform.tracking.base import RunInfo, Status, flatten, render, without_credentials
 from hero_platform.tracking.journal import Journal, Record, read
 from hero_platform.tracking.note import FILE, Note
 from hero_platform.tracking.recorder import JournalTracker
@@ -40,8 +40,7 @@ logger = logging.getLogger(__name__)
 
 RUN_TAG = "hero.run_name"
 METRICS_A_CALL = 1000  # limits of MLflow's REST interface
-PARAMS_A_CALL = 100
-TAGS_A_CALL = 100
+PARAMS_A_CALL = TAGS_A_CALL = 100
 PARAM_CHARACTERS = 500
 _ATTEMPTS = 3  # at an artifact that fails while metrics go through
 _BAD_CHARACTERS = re.compile(r"[^A-Za-z0-9_\-. :/]")  # MLflow refuses these in names of metrics and params
@@ -148,7 +147,7 @@ class _Shipper:
         self.run_id: str | None = None
         self.jobs: deque[_Job] = deque()
         self._uri, self._run = uri, run
-        self._public_uri = _without_credentials(uri)
+        self._public_uri = without_credentials(uri)
         self._path, self._began_ms, self._intact_end = journal.path, journal.began_ms, journal.recovered_end
         self._note_path = Path(journal.path).with_name(FILE)
         self._flush_s = flush_s
@@ -171,11 +170,8 @@ class _Shipper:
             self._abandoned.set()
             self._wake.set()
             logger.warning(
-                "MLflow at %s did not take everything in %.0f s: the rest of run %s stays in its journal and is sent "
-                "when the run is started again",
-                self._public_uri,
-                timeout_s,
-                self._run.name,
+                "MLflow at %s did not take everything in %.0f s: the rest stays in %s and is sent at the next start",
+                *(self._public_uri, timeout_s, self._path),
             )
 
     def _follow(self) -> None:
@@ -190,7 +186,7 @@ class _Shipper:
             except Exception as error:
                 failures += 1
                 if failures == 1 and not self._abandoned.is_set():
-                    reason = _without_credentials(str(error))
+                    reason = without_credentials(str(error))
                     logger.warning("MLflow at %s: %s; trying again while training goes on", self._public_uri, reason)
             self._wake.wait(self._flush_s if not failures else min(2.0**failures, 1.0 if status else 30.0))
             self._wake.clear()
@@ -242,7 +238,7 @@ class _Shipper:
             job.attempts += 1
             if job.attempts < _ATTEMPTS:
                 raise
-            reason = _without_credentials(str(error))
+            reason = without_credentials(str(error))
             logger.error("MLflow at %s does not take %s: %s", self._public_uri, job.what, reason)
 
     def _conclude(self, status: Status) -> None:
@@ -346,11 +342,6 @@ class _Shipper:
 
         for chunk in _chunks([RunTag(key, value) for key, value in tags.items()], TAGS_A_CALL):
             self._client.log_batch(run_id, tags=chunk, synchronous=True)
-
-
-def _without_credentials(text: str) -> str:
-    """A text without the user and password of any URL in it: they go neither to files nor to logs (design D11)."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def _connect(uri: str) -> Any:
