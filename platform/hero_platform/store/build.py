@@ -113,27 +113,34 @@ def build(
 
 @contextmanager
 def ray_cluster(workers: int) -> Iterator[int]:
-    """Yield how many of `workers` tasks Ray can run at once, starting a small local Ray if none is initialised."""
+    """Yield how many of `workers` tasks Ray can run at once; starts a small local Ray unless there is one."""
     import ray
 
     if ray.is_initialized():
-        yield max(1, min(workers, int(ray.cluster_resources().get("CPU", 1)) - 1))
+        yield _slots(workers)
         return
     # Ray's notes on actors and datasets mean nothing to who builds a store; its log files keep them
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+    local = {
+        "num_cpus": workers + 2,  # Ray Data hangs when its tasks take every CPU
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "include_dashboard": False,
+    }
     with _silent_stderr():  # where Ray's core acknowledges the log level, once per start
-        ray.init(
-            num_cpus=workers + 2,  # Ray Data hangs when its tasks take every CPU
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        # RAY_ADDRESS is set inside a Ray job: the cluster has its own sizes
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **({} if os.environ.get("RAY_ADDRESS") else local))
     try:
-        yield workers
+        yield _slots(workers)
     finally:
         ray.shutdown()
+
+
+def _slots(workers: int) -> int:
+    """How many of `workers` tasks fit the cluster beside Ray Data's own."""
+    import ray
+
+    return max(1, min(workers, int(ray.cluster_resources().get("CPU", 1)) - 1))
 
 
 @contextmanager
