@@ -109,7 +109,8 @@ def test_readme_tree_is_true():
     assert listed, "README.md ends with a ```tree block"
     assert [path for path in listed if not (ROOT / path).exists()] == []
     packages = {f"{_name(path.parent)}/" for path in SOURCE if path.name != "__init__.py"}
-    assert sorted(packages - set(listed)) == [], "folders of source that the tree does not list"
+    modules = {_name(path) for path in SOURCE if path.name != "__init__.py"}
+    assert sorted((packages | modules) - set(listed)) == [], "each file of source has its line in the README's tree"
 
 
 @pytest.mark.parametrize("job", JOBS)
