@@ -14,7 +14,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         keywords.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(*arguments, allow_abbrev=False, **keywords)
+        super().__init__(*arguments, **{**keywords, "allow_abbrev": False})
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""

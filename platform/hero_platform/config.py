@@ -105,7 +105,7 @@ class EvaluationConfig:
 class TrackingConfig:
     """Where the run is recorded."""
 
-    kind: Literal["mlflow", "none"] = execution("mlflow")
+    kind: Literal["mlflow", "none"] = execution("mlflow")  # none: only the journal in the run's folder
     experiment: str = execution("hero")
     log_every: int = execution(10)  # steps between flushes; every step is logged all the same
 

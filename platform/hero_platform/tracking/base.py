@@ -62,6 +62,9 @@ class Tracker(Protocol):
         Nothing happens on a tracker that was not started: whoever made it may always call this on the way out.
         """
 
+    def history(self, prefix: str) -> dict[str, dict[int, float]]:
+        """Recorded metrics whose names begin with `prefix`, over all starts of the run: name -> step -> value."""
+
     @property
     def alarms(self) -> list[str]:
         """Where a resumed run differed from what it had recorded before; empty is as it should be."""
@@ -92,6 +95,10 @@ class NullTracker:
 
     def commit(self) -> None:
         """Nothing to make durable."""
+
+    def history(self, prefix: str) -> dict[str, dict[int, float]]:
+        """Nothing was recorded."""
+        return {}
 
     def finish(self, status: Status) -> None:
         """Nothing to close."""
@@ -143,6 +150,10 @@ class MemoryTracker:
 
     def commit(self) -> None:
         """Memory is as durable as it gets."""
+
+    def history(self, prefix: str) -> dict[str, dict[int, float]]:
+        """From memory."""
+        return {name: dict(points) for name, points in self.metrics.items() if name.startswith(prefix)}
 
     def finish(self, status: Status) -> None:
         """Keep the status."""

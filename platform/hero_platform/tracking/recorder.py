@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hero_platform import files
 from hero_platform.tracking.base import RunInfo, Status, flatten, render
-from hero_platform.tracking.journal import Journal
+from hero_platform.tracking.journal import Journal, read
 from hero_platform.tracking.system import Sampler
 
 if TYPE_CHECKING:
@@ -81,6 +81,15 @@ class JournalTracker:
     def commit(self) -> None:
         """Force the journal to the disk, or upload it."""
         self.journal.commit()
+
+    def history(self, prefix: str) -> dict[str, dict[int, float]]:
+        """From the journal."""
+        found: dict[str, dict[int, float]] = {}
+        for record in read(self.journal.path):
+            for name, value in record.metrics.items():
+                if name.startswith(prefix):
+                    found.setdefault(name, {})[record.step] = value
+        return found
 
     def finish(self, status: Status) -> None:
         """Stop watching the machine, close the journal and note the status in `status.json`."""

@@ -7,6 +7,7 @@ is split, and the means are taken once, over sums and counts of all ranks.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ class Validator:
             if number % self._comm.world != self._comm.rank:
                 continue
             places = np.arange(start, min(start + size, total))
-            batch = task.prepare(
+            batch: Any = task.prepare(
                 reader.read(places, places // self._config.nce_pool), at, self._config.text, training=False
             ).to(self._device)
             with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._config.precision == "bf16"):

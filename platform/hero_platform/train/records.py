@@ -6,9 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from hero_platform import config_io, home
+from hero_platform import config_io, files, home
 from hero_platform.config import RunConfig
-from hero_platform.tracking.base import NullTracker, RunInfo, Tracker, default_uri
+from hero_platform.report.plots import loss_figure
+from hero_platform.tracking.base import RunInfo, Tracker, default_uri
+from hero_platform.tracking.recorder import JournalTracker
+from hero_platform.train import snapshot
+
+FINAL_FILES = ("model.safetensors", "config.json", "state.json")  # the optimizer stays with the run's storage
 
 
 def make_tracker(config: RunConfig, folder: str) -> Tracker:
@@ -18,7 +23,7 @@ def make_tracker(config: RunConfig, folder: str) -> Tracker:
         ValueError: runs cannot be tracked where the settings say (see `default_uri`).
     """
     if config.tracking.kind == "none":
-        return NullTracker()
+        return JournalTracker(folder)
     from hero_platform.tracking.mlflow_tracker import MlflowTracker
 
     return MlflowTracker(folder, uri=default_uri(home.root()))
@@ -44,3 +49,15 @@ def run_info(config: RunConfig, *, resume_step: int, same_split: bool, provenanc
         tags={"recipe": config.recipe, "fingerprint": config_io.fingerprint(config), **digests, **annotations},
         provenance=provenance,
     )
+
+
+def keep_results(tracker: Tracker, config: RunConfig, folder: str) -> None:
+    """Give a finished run's tracker its loss curves as a picture and its final checkpoint."""
+    keys = {f"train/loss/{entry.key}" for entry in config.mixture}
+    curves = {name: points for name, points in tracker.history("train/loss/").items() if name in keys}
+    if curves:
+        plotted = {name: (list(points), list(points.values())) for name, points in sorted(curves.items())}
+        tracker.log_figure(loss_figure(plotted), "plots/loss.png")
+    newest = snapshot.choose(files.join(folder, "checkpoints"), "last")
+    for name in FINAL_FILES:
+        tracker.log_artifact(files.join(newest, name), f"checkpoint/step_{config.steps:08d}")

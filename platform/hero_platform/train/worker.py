@@ -24,7 +24,7 @@ from hero_platform.train.checkpoint import Checkpointer
 from hero_platform.train.comm import Comm
 from hero_platform.train.evaluate import Validator
 from hero_platform.train.loop import Hooks, run_steps
-from hero_platform.train.records import run_info
+from hero_platform.train.records import keep_results, run_info
 from hero_platform.train.resolve import load_weights
 from hero_platform.train.step import DTYPES, Stepper
 from hero_platform.train.summary import unique_tasks
@@ -110,6 +110,8 @@ def train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
     state = _State(config, around, module, optimizer, writer, stores, here)
     with contextlib.closing(batches), contextlib.closing(state):
         step = run_steps(stepper, optimizer, batches, config, around.comm, state.hooks(), start)
+    if around.comm.rank == 0 and step == config.steps:
+        keep_results(around.tracker, config, around.folder)
     return {"step": step, "stopped": step < config.steps, "resumed_from": start}
 
 
