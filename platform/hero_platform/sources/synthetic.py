@@ -17,7 +17,7 @@ import numpy as np
 from hero_model.text import WordTokenizer
 from hero_platform.sources import synthetic_world as world
 from hero_platform.sources.base import Annotation, AnnotationKind, Planned, RawVideo, Reject, Subtitle
-from hero_platform.sources.synthetic_world import Scene, Utterance
+from hero_platform.sources.synthetic_world import Scene, Utterance, World
 
 SPLITS = ("train", "val", "test")
 NUM_SPECIAL = 5  # ids of the tokenizer that are no words
@@ -42,7 +42,7 @@ class SyntheticSource:
     num_train: int = 1000
     num_val: int = 100
     num_test: int = 200
-    annotated_train: int = 120  # only the first of the train videos carry annotations; all of val and test do
+    annotated_train: int = 80  # only the first of the train videos carry annotations; all of val and test do
     moments_per_video: int = 3
     questions_per_video: int = 2
     statements_per_video: int = 2
@@ -52,9 +52,11 @@ class SyntheticSource:
     interval_s: float = 1.5
     num_scenes: tuple[int, int] = (4, 6)  # least and most scenes of a video
     scene_frames: tuple[int, int] = (3, 7)  # least and most frames of a scene
-    noise: float = 1.5  # length of a frame's noise; a clearly shown attribute has length 1
+    noise: float = 1.0  # length of a frame's noise; a clearly shown attribute has length 1
     faint: float = 0.15  # length of object and mood in a frame
     progress: float = 0.7  # length of the direction along which every scene unfolds from its first to its last frame
+    values: int = 8  # most values an attribute takes
+    spoken: int = 3  # attributes the subtitles of a scene name, of five: always the object, and others
     synonyms: int = 3  # words a value may be called by, 1 to 3
     vocab_size: int = 256  # all tokens: special, meaningful, and meaningless fillers for the rest
     shuffle_subtitles: bool = False  # control: every subtitle's text comes from another video of its split
@@ -70,6 +72,13 @@ class SyntheticSource:
             low, high = getattr(self, name)
             if not 1 <= low <= high:
                 raise ValueError(f"synthetic corpus: {name} is {(low, high)}; give (least, most), both at least 1")
+        if not world.NUM_ANSWERS <= self.values <= world.MOST_VALUES:
+            raise ValueError(
+                f"synthetic corpus: values is {self.values}; give {world.NUM_ANSWERS} (answers to a question) "
+                f"to {world.MOST_VALUES}"
+            )
+        if not 1 <= self.spoken <= len(world.ATTRIBUTES):
+            raise ValueError(f"synthetic corpus: spoken is {self.spoken}; give 1 to {len(world.ATTRIBUTES)}")
         if not 1 <= self.synonyms <= 3:
             raise ValueError(f"synthetic corpus: synonyms is {self.synonyms}; the world has 1 to 3 words per value")
         smallest = NUM_SPECIAL + len(world.base_vocabulary())
@@ -129,19 +138,24 @@ class SyntheticSource:
 
     # --- the hidden story ---------------------------------------------------------------------------------------
 
+    @property
+    def world(self) -> World:
+        """The part of the settings that frames and files do not matter to."""
+        return World(self.num_scenes, self.scene_frames, self.values, self.synonyms, self.spoken)
+
     def scenes(self, split: str, number: int) -> list[Scene]:
         """The latent scenes of one video: what frames, subtitles and annotations are generated from."""
-        return world.draw_scenes(self._rng(_Use.STORY, split, number), self.num_scenes, self.scene_frames)
+        return self.world.draw_scenes(self._rng(_Use.STORY, split, number))
 
     def utterances(self, split: str, number: int) -> list[Utterance]:
         """What is said in one video, before `shuffle_subtitles`."""
         rng = self._rng(_Use.SPEECH, split, number)
-        return world.draw_utterances(rng, self.scenes(split, number), self.synonyms, self._fillers())
+        return self.world.draw_utterances(rng, self.scenes(split, number), self._fillers())
 
     def projection(self) -> dict[str, np.ndarray]:
         """Directions in frame space, about unit length: attribute -> [values, V], and "progress" -> [1, V]."""
         rng = np.random.default_rng((self.seed, _Use.PROJECTION))
-        sizes = {**world.SIZES, "progress": 1}
+        sizes = {**self.world.sizes, "progress": 1}
         scale = self.frame_dim**-0.5
         return {name: rng.standard_normal((size, self.frame_dim)) * scale for name, size in sizes.items()}
 
@@ -211,27 +225,24 @@ class SyntheticSource:
             )
 
         for rank, scene in enumerate(self._pick(rng, scenes, self.moments_per_video)):
-            yield note("moments", rank, scene, self._describe(rng, world.QUERIES, scene.values))
+            yield note("moments", rank, scene, self.world.describe(rng, world.QUERIES, scene.values))
         for rank, scene in enumerate(self._pick(rng, scenes, self.questions_per_video)):
             asked = str(rng.choice(list(world.QUESTIONS)))
-            text = self._describe(rng, (world.QUESTIONS[asked],), scene.values)
+            text = self.world.describe(rng, (world.QUESTIONS[asked],), scene.values)
             answers, label = self._answers(rng, asked, scene, scenes)
             tokens = tokenizer.encode(answers, "query")
             yield note("questions", rank, scene, text, answers=answers, answers_tokens=tokens, label=label)
         for rank, scene in enumerate(self._pick(rng, scenes, self.statements_per_video)):
             label = int(rng.integers(2))
             values = scene.values if label else self._contradict(rng, scene)
-            yield note("statements", rank, scene, self._describe(rng, world.CAPTIONS, values), label=label)
+            yield note("statements", rank, scene, self.world.describe(rng, world.CAPTIONS, values), label=label)
         for rank, scene in enumerate(self._pick(rng, scenes, self.captions_per_video)):
-            yield note("captions", rank, scene, self._describe(rng, world.CAPTIONS, scene.values))
+            yield note("captions", rank, scene, self.world.describe(rng, world.CAPTIONS, scene.values))
 
     def _pick(self, rng: np.random.Generator, scenes: list[Scene], count: int) -> list[Scene]:
         """`count` scenes, or as many as there are, each unlike all others of the video, so that a text is about one."""
         alone = [scene for scene in scenes if sum(other.values == scene.values for other in scenes) == 1]
         return [alone[i] for i in sorted(rng.permutation(len(alone))[:count])]
-
-    def _describe(self, rng: np.random.Generator, templates: tuple[str, ...], values: dict[str, int]) -> str:
-        return world.describe(rng, templates[int(rng.integers(len(templates)))], values, self.synonyms)
 
     def _answers(
         self, rng: np.random.Generator, asked: str, scene: Scene, scenes: list[Scene]
@@ -239,16 +250,16 @@ class SyntheticSource:
         """Five words for `asked`, one right; wrong ones are first those of the video's other scenes."""
         right = scene.values[asked]
         near = list(dict.fromkeys(other.values[asked] for other in scenes if other.values[asked] != right))
-        far = [int(value) for value in rng.permutation(world.SIZES[asked]) if value != right and value not in near]
-        options = [right, *(near + far)[:4]]
-        order = rng.permutation(5)
-        return tuple(world.say(rng, asked, options[i], self.synonyms) for i in order), int(np.argmin(order))
+        far = [int(value) for value in rng.permutation(self.world.sizes[asked]) if value != right and value not in near]
+        options = [right, *(near + far)[: world.NUM_ANSWERS - 1]]
+        order = rng.permutation(world.NUM_ANSWERS)
+        return tuple(self.world.say(rng, asked, options[i]) for i in order), int(np.argmin(order))
 
     def _contradict(self, rng: np.random.Generator, scene: Scene) -> dict[str, int]:
         """The scene's values with one of them changed."""
         changed = world.ATTRIBUTES[int(rng.integers(len(world.ATTRIBUTES)))]
-        shift = int(rng.integers(1, world.SIZES[changed]))
-        return {**scene.values, changed: (scene.values[changed] + shift) % world.SIZES[changed]}
+        shift = int(rng.integers(1, self.world.sizes[changed]))
+        return {**scene.values, changed: (scene.values[changed] + shift) % self.world.sizes[changed]}
 
     def _fillers(self) -> tuple[str, ...]:
         return world.filler_words(self.vocab_size - NUM_SPECIAL - len(world.base_vocabulary()))

@@ -72,9 +72,8 @@ WORDS: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
 }
 ATTRIBUTES = tuple(WORDS)
-SHOWN = ("who", "act", "place")  # clear in the frames, one of them a scene is also spoken about
-HIDDEN = ("object", "mood")  # faint in the frames, always spoken about
-SIZES = {attribute: len(values) for attribute, values in WORDS.items()}
+SHOWN = ("who", "act", "place")  # clear in the frames; the others are faint
+MOST_VALUES = max(len(values) for values in WORDS.values())
 
 GRAMMAR = tuple("a the at and it is so that with who what where how feels look oh".split())
 QUERIES = (
@@ -86,7 +85,8 @@ CAPTIONS = (
     "a {mood} {who} {act} a {object} at the {place}",
     "at the {place} the {who} {act} a {object} and feels {mood}",
 )
-UTTERANCES = ("look {} and {}", "oh {} it is so {}", "the {} with the {}", "{} {}")
+OPENINGS = ("", "oh", "look", "look at the", "it is so")
+NUM_ANSWERS = 5
 QUESTIONS = {
     "who": "who {act} the {object} at the {place}",
     "object": "what is it that the {who} {act} at the {place}",
@@ -102,7 +102,7 @@ class Scene:
     start: int  # first frame
     stop: int  # one past the last frame
     values: dict[str, int]  # attribute -> value
-    spoken: tuple[str, str, str]  # attributes its subtitles may name: the hidden ones and one of the shown
+    spoken: tuple[str, ...]  # attributes its subtitles name
 
 
 @dataclass(frozen=True)
@@ -111,84 +111,89 @@ class Utterance:
 
     start: int
     stop: int
-    scene: int
     words: tuple[str, ...]
 
 
-def draw_scenes(rng: np.random.Generator, num_scenes: tuple[int, int], scene_frames: tuple[int, int]) -> list[Scene]:
-    """Draw the latent story of one video. Both ranges include their ends; `scene_frames` is per scene."""
-    cast = rng.choice(SIZES["who"], 2, replace=False)
-    values = {attribute: int(rng.integers(size)) for attribute, size in SIZES.items()} | {"who": int(cast[0])}
-    scenes: list[Scene] = []
-    start = 0
-    for number in range(int(rng.integers(num_scenes[0], num_scenes[1] + 1))):
-        if number:
-            values = follow(rng, values, (int(cast[0]), int(cast[1])))
-        stop = start + int(rng.integers(scene_frames[0], scene_frames[1] + 1))
-        spoken = ("object", "mood", str(rng.choice(SHOWN)))
-        scenes.append(Scene(start, stop, values, spoken))
-        start = stop
-    return scenes
+@dataclass(frozen=True)
+class World:
+    """How rich the world is. Ranges include their ends."""
 
+    num_scenes: tuple[int, int]
+    scene_frames: tuple[int, int]  # frames of each scene
+    values: int  # most values of an attribute
+    synonyms: int  # words of a value, 1 to 3
+    spoken: int  # attributes named in a scene's subtitles, 1 to 5
 
-def follow(rng: np.random.Generator, values: dict[str, int], cast: tuple[int, int]) -> dict[str, int]:
-    """Apply the rules of the world once: the attributes of the next scene, given this one's.
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Attribute -> how many values it takes."""
+        return {attribute: min(len(values), self.values) for attribute, values in WORDS.items()}
 
-    The act always changes (80% to the next of the routine, else to any other); the place stays (60%) or moves one on;
-    the two people of the cast take turns (50%); the object stays (50%) or is another; the mood stays (60%) or moves
-    one step on its scale.
-    """
-    act, num_acts = values["act"], SIZES["act"]
-    if rng.random() < 0.8:
-        act = (act + 1) % num_acts
-    else:
-        act = (act + int(rng.integers(1, num_acts))) % num_acts
-    place = (values["place"] + int(rng.random() >= 0.6)) % SIZES["place"]
-    who = values["who"] if rng.random() < 0.5 else cast[values["who"] == cast[0]]
-    obj = values["object"]
-    if rng.random() >= 0.5:
-        obj = (obj + int(rng.integers(1, SIZES["object"]))) % SIZES["object"]
-    mood = values["mood"]
-    if rng.random() >= 0.6:
-        step = 1 if rng.random() < 0.5 else -1
-        mood += step if 0 <= mood + step < SIZES["mood"] else -step
-    return {"who": who, "act": act, "object": obj, "place": place, "mood": mood}
+    def draw_scenes(self, rng: np.random.Generator) -> list[Scene]:
+        """Draw the story of one video: scenes without gaps, from frame 0 on."""
+        sizes = self.sizes
+        cast = rng.choice(sizes["who"], 2, replace=False)
+        values = {attribute: int(rng.integers(size)) for attribute, size in sizes.items()} | {"who": int(cast[0])}
+        others = [attribute for attribute in ATTRIBUTES if attribute != "object"]
+        scenes: list[Scene] = []
+        start = 0
+        for number in range(int(rng.integers(self.num_scenes[0], self.num_scenes[1] + 1))):
+            if number:
+                values = self.follow(rng, values, (int(cast[0]), int(cast[1])))
+            stop = start + int(rng.integers(self.scene_frames[0], self.scene_frames[1] + 1))
+            also = rng.choice(others, self.spoken - 1, replace=False)
+            scenes.append(Scene(start, stop, values, ("object", *(str(attribute) for attribute in also))))
+            start = stop
+        return scenes
 
+    def follow(self, rng: np.random.Generator, values: dict[str, int], cast: tuple[int, int]) -> dict[str, int]:
+        """Apply the rules once: the attributes of the next scene, given this one's.
 
-def draw_utterances(
-    rng: np.random.Generator, scenes: list[Scene], synonyms: int, fillers: tuple[str, ...]
-) -> list[Utterance]:
-    """Draw what is said: each scene has at least one subtitle of 1-3 frames, each naming two spoken attributes.
+        The act always changes (80% to the next of the routine, else to any other); the place stays (60%) or moves one
+        on; the two people of the cast take turns (50%); the object stays (50%) or is another; the mood stays (60%) or
+        moves one step on its scale.
+        """
+        sizes = self.sizes
+        ahead = 1 if rng.random() < 0.8 else int(rng.integers(1, sizes["act"]))
+        place = (values["place"] + int(rng.random() >= 0.6)) % sizes["place"]
+        who = values["who"] if rng.random() < 0.5 else cast[values["who"] == cast[0]]
+        obj = values["object"]
+        if rng.random() >= 0.5:
+            obj = (obj + int(rng.integers(1, sizes["object"]))) % sizes["object"]
+        mood = values["mood"]
+        if rng.random() >= 0.6:
+            step = 1 if rng.random() < 0.5 else -1
+            mood += step if 0 <= mood + step < sizes["mood"] else -step
+        return {"who": who, "act": (values["act"] + ahead) % sizes["act"], "object": obj, "place": place, "mood": mood}
 
-    The first subtitle of a scene names its object, so everything hidden from the frames is said somewhere.
-    """
-    said: list[Utterance] = []
-    for number, scene in enumerate(scenes):
-        start = scene.start + int(rng.integers(2))
-        first = True
-        while start < scene.stop:
-            stop = min(start + int(rng.integers(1, 4)), scene.stop)
-            named = list(rng.permutation(scene.spoken)[:2])
-            if first and "object" not in named:
-                named[0] = "object"
-            picked = [say(rng, str(attribute), scene.values[str(attribute)], synonyms) for attribute in named]
-            words = UTTERANCES[int(rng.integers(len(UTTERANCES)))].format(*picked).split()
-            if fillers and rng.random() < 0.5:
-                words.insert(int(rng.integers(len(words) + 1)), fillers[int(rng.integers(len(fillers)))])
-            said.append(Utterance(start, stop, number, tuple(words)))
-            start = stop + int(rng.integers(2))
-            first = False
-    return said
+    def draw_utterances(
+        self, rng: np.random.Generator, scenes: list[Scene], fillers: tuple[str, ...]
+    ) -> list[Utterance]:
+        """Draw what is said: subtitles of 1-3 frames with gaps of 0-1, at least one a scene, none across a cut.
 
+        Each names everything its scene is spoken about, in any order; half of them hold a filler word.
+        """
+        said: list[Utterance] = []
+        for scene in scenes:
+            start = min(scene.start + int(rng.integers(2)), scene.stop - 1)
+            while start < scene.stop:
+                stop = min(start + int(rng.integers(1, 4)), scene.stop)
+                words = OPENINGS[int(rng.integers(len(OPENINGS)))].split()
+                words += [self.say(rng, str(name), scene.values[str(name)]) for name in rng.permutation(scene.spoken)]
+                if fillers and rng.random() < 0.5:
+                    words.insert(int(rng.integers(len(words) + 1)), fillers[int(rng.integers(len(fillers)))])
+                said.append(Utterance(start, stop, tuple(words)))
+                start = stop + int(rng.integers(2))
+        return said
 
-def say(rng: np.random.Generator, attribute: str, value: int, synonyms: int) -> str:
-    """Name an attribute's value with one of its first `synonyms` words."""
-    return WORDS[attribute][value][int(rng.integers(synonyms))]
+    def say(self, rng: np.random.Generator, attribute: str, value: int) -> str:
+        """Name an attribute's value with one of its words."""
+        return WORDS[attribute][value][int(rng.integers(self.synonyms))]
 
-
-def describe(rng: np.random.Generator, template: str, values: dict[str, int], synonyms: int) -> str:
-    """Fill a template's attribute names with words."""
-    return template.format(**{attribute: say(rng, attribute, value, synonyms) for attribute, value in values.items()})
+    def describe(self, rng: np.random.Generator, templates: tuple[str, ...], values: dict[str, int]) -> str:
+        """Fill the attribute names of one of `templates` with words."""
+        words = {attribute: self.say(rng, attribute, value) for attribute, value in values.items()}
+        return templates[int(rng.integers(len(templates)))].format(**words)
 
 
 @lru_cache(maxsize=4)
