@@ -1,4 +1,4 @@
-"""Sizes and special ids of a HERO model (hero.md 1.1-1.4). `base()` is the paper's, `debug()` runs in seconds on a CPU."""
+"""Sizes and special ids of a HERO model (hero.md 1.1-1.4). `base()` is the paper's, `debug()` trains in seconds."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class Movable:
 
 @dataclass(frozen=True)
 class Layout(Movable):
-    """Sequences one after another. Runs of equal length are what bucketed attention works on: sort to make them long."""
+    """Sequences one after another. Bucketed attention works on runs of equal length: sort to make them long."""
 
     offsets: Tensor  # [N + 1] int32, row where each sequence starts (varlen attention reads it on the device)
     runs: tuple[tuple[int, int], ...]  # (length, how many consecutive sequences), host side
