@@ -34,7 +34,7 @@ def check_times(times_s: Sequence[tuple[float, float]]) -> None:
     """Refuse subtitle times that no rule can place; overlapping subtitles are fine.
 
     Raises:
-        ValueError: one is not finite or beyond any video, negative, ends before its start, or starts before the last one.
+        ValueError: one is not finite or beyond any video, negative, ends before its start, or starts before the last.
     """
     previous = 0.0
     for number, (start, end) in enumerate(times_s, start=1):
