@@ -35,16 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _commands(prefix: str, seed: int, store: str) -> list[tuple[str, list[str]]]:
     """(job, arguments) of every step, in order."""
     shared = ["--store", f"synthetic={store}", "--seed", str(seed)]
-    sizes = [
-        "--videos",
-        VIDEOS,
-        "--val-videos",
-        VAL_VIDEOS,
-        "--test-videos",
-        TEST_VIDEOS,
-        "--annotated-train",
-        ANNOTATED,
-    ]
+    sizes = {"videos": VIDEOS, "val-videos": VAL_VIDEOS, "test-videos": TEST_VIDEOS, "annotated-train": ANNOTATED}
+    flags = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
     start = f"{prefix}-pretrain"
     return [
         ("build_store", ["synthetic", "--out", store, "--seed", str(seed), *flags]),

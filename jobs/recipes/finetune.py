@@ -12,6 +12,7 @@ from hero_platform.config import (
     EvaluationConfig,
     OptimConfig,
     RunConfig,
+    ScaleConfig,
     ScheduleConfig,
 )
 
@@ -44,6 +45,7 @@ def finetune_synthetic() -> RunConfig:
         steps=200,
         batch=32,
         pool=32,
+        scale=ScaleConfig(threads_per_worker=1),  # too little work to share among threads
         evaluation=EvaluationConfig(every=100),
         checkpoint=CheckpointConfig(every=100),
     )

@@ -12,6 +12,7 @@ from hero_platform.config import (
     EvaluationConfig,
     OptimConfig,
     RunConfig,
+    ScaleConfig,
     ScheduleConfig,
 )
 
@@ -56,6 +57,7 @@ def pretrain_synthetic() -> RunConfig:
         batch=32,
         pool=32,
         nce_pool=8,
+        scale=ScaleConfig(threads_per_worker=1),  # too little work to share among threads
         evaluation=EvaluationConfig(every=200, limit=64),
         checkpoint=CheckpointConfig(every=100),
     )

@@ -28,6 +28,7 @@ def with_model(config: RunConfig, size: str) -> RunConfig:
         optim=OptimConfig(lr=2e-3),
         schedule=ScheduleConfig(total=DEBUG_TOTAL, warmup=2),
         steps=min(config.steps, DEBUG_TOTAL),
+        scale=replace(config.scale, threads_per_worker=1),  # too little work to share among threads
     )
 
 

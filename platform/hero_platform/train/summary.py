@@ -36,7 +36,8 @@ def summary(config: RunConfig) -> dict[str, Any]:
     with torch.device("meta"):
         module = MultiTaskHero(config.model, unique_tasks(config))
     parameters = sum(p.numel() for p in module.parameters())
-    picks = np.bincount([mixture_of(config).entry(s) for s in range(config.steps)], minlength=len(config.mixture))
+    schedule = mixture_of(config)
+    picks = np.bincount([schedule.entry(s) for s in range(config.steps)], minlength=len(config.mixture))
     entries, rows, frame_bytes = [], 0.0, 0.0
     for entry, steps in zip(config.mixture, picks.tolist(), strict=True):
         store = FeatureStore.open(config.store(entry.corpus).path)
