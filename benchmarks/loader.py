@@ -37,8 +37,13 @@ def main() -> None:
         store = FeatureStore.open(folder)
         order = np.random.default_rng(0).permutation(len(store))
         batches = [order[i : i + own.batch] for i in range(0, len(order), own.batch)]
-        videos = [store.rows([row]).frames.copy() for row in range(len(store))]
-        num_bytes = sum(video.nbytes for video in videos)
+        # the copy moves the same buffers from ordinary memory: frames, tokens, frame lists and the segments' lengths
+        kept = [store.rows([row]) for row in range(len(store))]
+        videos = [
+            (row.frames, row.tokens, np.diff(row.token_offsets), np.diff(row.segment_frame_offsets), row.segment_frames)
+            for row in kept
+        ]
+        num_bytes = sum(buffer.nbytes for video in videos for buffer in video)
 
         def read() -> None:
             for batch in batches:
@@ -46,7 +51,8 @@ def main() -> None:
 
         def copy() -> None:
             for batch in batches:
-                np.concatenate([videos[row] for row in batch])
+                for buffers in zip(*(videos[row] for row in batch), strict=True):
+                    np.concatenate(buffers)
 
         read_s, copy_s = _alternate(read, copy)
     record(
