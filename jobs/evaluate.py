@@ -7,9 +7,13 @@ python -m jobs.evaluate --checkpoint PATH/step_00005000 --corpus tvr --split val
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from jobs.cli import Parser, add_common, program_of, run_job, write_json
+
+if TYPE_CHECKING:
+    from hero_platform.config import RunConfig
 
 PROGRAM = program_of("jobs.evaluate")
 
@@ -63,10 +67,29 @@ def _job(own: argparse.Namespace) -> int:
     evaluation = evaluate_moments(module, config, corpus, how, suppress_above=own.nms, show=True)
     results = {**facts, **evaluation.results()}
     print("\n".join(result_lines(results["metrics"], results["intervals"])))
-    for path in write_evaluation(folder, evaluation):
+    paths = write_evaluation(folder, evaluation)
+    for path in paths:
         print(f"wrote       {path}")
+    if own.run:
+        _keep(own, config, files.name_of(checkpoint), results["metrics"], paths)
     write_json(own.json, results)
     return 0
+
+
+def _keep(
+    own: argparse.Namespace, config: RunConfig, step: str, metrics: Mapping[str, float], paths: Sequence[str]
+) -> None:
+    """Record the evaluation in the run it belongs to."""
+    from hero_platform import home
+    from hero_platform.train.worker import only_one
+    from hero_platform.train.records import close_evaluation, keep_evaluation
+
+    folder, name = home.run_dir(own.run), f"{own.corpus}/{own.split}"
+    with only_one(folder, timeout_s=5.0):
+        tracker = keep_evaluation(config, folder, int(step.removeprefix("step_")), name, metrics)
+        for path in paths:
+            tracker.log_artifact(path, f"evaluations/{name}/{step}")
+        close_evaluation(tracker, folder)
 
 
 def _checkpoint(own: argparse.Namespace) -> str:

@@ -61,3 +61,29 @@ def keep_results(tracker: Tracker, config: RunConfig, folder: str) -> None:
     newest = snapshot.choose(files.join(folder, "checkpoints"), "last")
     for name in FINAL_FILES:
         tracker.log_artifact(files.join(newest, name), f"checkpoint/step_{config.steps:08d}")
+
+
+def keep_evaluation(config: RunConfig, folder: str, step: int, name: str, results: Mapping[str, float]) -> Tracker:
+    """Open the tracker of a run that ended and record an evaluation of its checkpoint of `step`.
+
+    Evaluating the same checkpoint again records nothing twice. The caller adds files, then calls `close_evaluation`.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        step: updates behind the checkpoint.
+        name: what was evaluated, such as `tvr/val`.
+        results: metric -> value.
+    """
+    tracker = make_tracker(config, folder)
+    tracker.start(run_info(config, resume_step=max(step, config.steps), same_split=True, provenance={}))
+    held = {metric for metric, points in tracker.history(f"eval/{name}/").items() if step in points}
+    named = {f"eval/{name}/{metric}": value for metric, value in results.items()}
+    tracker.log(step, {metric: value for metric, value in named.items() if metric not in held})
+    return tracker
+
+
+def close_evaluation(tracker: Tracker, folder: str) -> None:
+    """Give the run back the status it had."""
+    path = files.join(folder, "status.json")
+    tracker.finish(files.read_json(path)["status"] if files.exists(path) else "KILLED")
