@@ -101,12 +101,16 @@ def _make_bucket(name):
 @pytest.fixture(scope="module")
 def stores(s3, tmp_path_factory):
     """The same corpus built on S3 and locally by one command line."""
-    from hero_platform.store.build import ray_cluster
-
     remote, local = f"{s3}/stores/synthetic", str(tmp_path_factory.mktemp("store") / "synthetic")
-    with ray_cluster(2):
-        for out in (remote, local):
-            assert main(["synthetic", "--videos", "20", "--frame-dim", "16", "--out", out]) == 0
+    # A process with a Ray of its own: workers of the suite's Ray were started without these credentials.
+    program = (
+        "import sys; from jobs.build_store import main; from hero_platform.store.build import ray_cluster\n"
+        "with ray_cluster(2):\n"
+        "    codes = [main(['synthetic', '--videos', '20', '--frame-dim', '16', '--out', o]) for o in sys.argv[1:]]\n"
+        "raise SystemExit(any(codes))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, remote, local], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     return remote, local
 
 

@@ -64,7 +64,8 @@ def with_stores(config: RunConfig, pairs: Sequence[str]) -> RunConfig:
             )
         paths[corpus] = path if files.is_remote(path) else os.path.abspath(path)
     for corpus in corpora:
-        paths.setdefault(corpus, home.store_of(corpus) or "")
+        if corpus not in paths:
+            paths[corpus] = home.store_of(corpus) or ""
     return replace(config, stores=tuple(StoreRef(corpus, paths[corpus]) for corpus in corpora))
 
 
