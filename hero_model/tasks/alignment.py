@@ -151,13 +151,15 @@ class Alignment:
         sums: dict[str, Tensor] = {}
         stats: dict[str, tuple[Tensor, Tensor]] = {}
         if "span" in batch.counts:
-            sums["span"] = wide(query_QD).sum() * 0.0
+            # A micro-batch without a known span names the same sums and metrics: ranks add them up by place.
+            count = query_QD.new_full((), batch.counts["span"], dtype=torch.int64)
+            sums["span"], none = wide(query_QD).sum() * 0.0, torch.zeros_like(count)
+            stats = {"start_accuracy": (none, count), "end_accuracy": (none, count)}
             if batch.counts["span"]:
                 start_N, end_N, layout = head.span_logits(query_QD, frames_FD, batch.videos.clips, batch.video_Q)
                 start = span_cross_entropy(start_N, layout, batch.targets[:, 0])
                 end = span_cross_entropy(end_N, layout, batch.targets[:, 1])
                 sums["span"] = start.loss + end.loss
-                count = start.correct.new_full((), batch.counts["span"])
                 stats = {"start_accuracy": (start.correct, count), "end_accuracy": (end.correct, count)}
         pooled = Pooled(
             query_QD=query_QD,

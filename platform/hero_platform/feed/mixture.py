@@ -32,28 +32,29 @@ class Mixture:
         if (self._weights.sum(axis=1) == 0).any():
             bad = int(self._starts[int(np.argmax(self._weights.sum(axis=1) == 0))])
             raise ValueError(f"every mixture weight is 0 from step {bad} on")
-        self._entries = np.zeros(0, dtype=np.int64)
-        self._ordinals = np.zeros(0, dtype=np.int64)
+        # Entries and ordinals of the first steps. Prefetch threads share it, so it is only ever replaced as a whole.
+        self._known = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
 
     def entry(self, step: int) -> int:
         """Index of the entry that step `step` (from 0) runs."""
-        self._extend(step)
-        return int(self._entries[step])
+        return int(self._until(step)[0][step])
 
     def ordinal(self, step: int) -> int:
         """How many earlier steps ran the same entry: its position in that entry's own stream of batches."""
-        self._extend(step)
-        return int(self._ordinals[step])
+        return int(self._until(step)[1][step])
 
-    def _extend(self, step: int) -> None:
-        if step < len(self._entries):
-            return
+    def _until(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Entry and ordinal of every step up to `step` at least."""
+        known = self._known
+        if step < len(known[0]):
+            return known
         steps = np.arange(max(2 * (step + 1), 1024))
         cumulative = np.cumsum(self._weights, axis=1)[np.searchsorted(self._starts, steps, side="right") - 1]
         draws = uniform(self._seed, Stream.TASK, 0, steps.astype(np.uint64), np.zeros_like(steps)) * cumulative[:, -1]
-        self._entries = (draws[:, None] >= cumulative).sum(axis=1)
-        picked = self._entries[:, None] == np.arange(self._weights.shape[1])
-        self._ordinals = (np.cumsum(picked, axis=0) - 1)[steps, self._entries]
+        entries = (draws[:, None] >= cumulative).sum(axis=1)
+        picked = entries[:, None] == np.arange(self._weights.shape[1])
+        self._known = known = (entries, (np.cumsum(picked, axis=0) - 1)[steps, entries])
+        return known
 
 
 def _at(weight: float, stages: Sequence[tuple[int, float]], step: int) -> float:

@@ -31,11 +31,12 @@ class EpochOrder:
         return np.concatenate(parts)
 
     def _epoch(self, epoch: int) -> np.ndarray:
-        if epoch not in self._cache:
-            mixed = (self._stream << 32) + epoch
-            self._cache = {e: p for e, p in self._cache.items() if e == epoch - 1}
-            self._cache[epoch] = permutation(self._seed, Stream.EPOCH, mixed, self._num)
-        return self._cache[epoch]
+        known = self._cache  # prefetch threads share it: a dict that is there is never changed, only replaced
+        if epoch not in known:
+            order = permutation(self._seed, Stream.EPOCH, (self._stream << 32) + epoch, self._num)
+            known = {e: p for e, p in known.items() if e == epoch - 1} | {epoch: order}
+            self._cache = known
+        return known[epoch]
 
 
 def share(batch: int, pool: int, nce_pool: int, micro_batch: int, rank: int, world: int) -> list[list[np.ndarray]]:

@@ -1,0 +1,52 @@
+"""The same steps by 1, 2 and 3 ranks, computed once for all tests of this folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+_SCRIPT = Path(__file__).with_name("splits.py")
+
+
+@pytest.fixture(scope="session")
+def splits() -> ModuleType:
+    """The module splits.py; this folder is not on the path, so that its names cannot shadow others."""
+    spec = importlib.util.spec_from_file_location("splits", _SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def alone(splits: ModuleType, tiny_store: str) -> dict[str, Any]:
+    """The results of one process."""
+    return splits.everything(tiny_store, splits.Comm())
+
+
+@pytest.fixture(scope="session", params=[2, 3], ids=["2 ranks", "3 ranks"])
+def ranks(request: pytest.FixtureRequest, tiny_store: str, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """The results of every rank of several."""
+    world, out = request.param, tmp_path_factory.mktemp("ranks")
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(_SCRIPT), str(rank), str(world), tiny_store, str(out)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    try:
+        said = [process.communicate(timeout=120)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert not any(process.returncode for process in started), "\n".join(said)
+    return [torch.load(out / f"{rank}.pt") for rank in range(world)]
