@@ -8,6 +8,7 @@ python -m jobs.train finetune_tvr --init-from pretrain_tv --dry-run
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from jobs.cli import Parser, add_common, program_of, run_job, split_arguments, write_json
@@ -50,9 +51,14 @@ def _job(own: argparse.Namespace, overrides: list[str]) -> int:
         print(summary_text(config, facts))
         write_json(own.json, facts)
         return 0
+    from hero_platform.train.failure import TrainingFailed
     from hero_platform.train.launch import launch
 
-    result = launch(config)
+    try:
+        result = launch(config)
+    except TrainingFailed as failure:
+        print(f"{PROGRAM}: {failure}", file=sys.stderr)
+        return 1
     print(result.text())
     write_json(own.json, result.to_dict())
     return 0 if result.status == "finished" else 130

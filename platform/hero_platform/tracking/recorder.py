@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ARTIFACTS = "artifacts"
+STATUS_FILE = "status.json"  # how the newest start that ended did so
 
 
 class JournalTracker:
@@ -98,7 +99,7 @@ class JournalTracker:
         self._stop_sampling()
         self._journal.close()
         self._journal = None
-        files.write_json(files.join(self.folder, "status.json"), {"status": status})
+        files.write_json(files.join(self.folder, STATUS_FILE), {"status": status})
 
     def _stop_sampling(self) -> None:
         if self._sampler is not None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from hero_platform import config_io, files, home
 from hero_platform.config import RunConfig
 from hero_platform.report.plots import loss_figure
-from hero_platform.tracking.base import RunInfo, Tracker, default_uri
-from hero_platform.tracking.recorder import JournalTracker
+from hero_platform.tracking.base import RunInfo, Tracker, default_uri, without_credentials
+from hero_platform.tracking.journal import FILE as JOURNAL_FILE
+from hero_platform.tracking.note import FILE as NOTE_FILE
+from hero_platform.tracking.note import Note
+from hero_platform.tracking.recorder import STATUS_FILE, JournalTracker
 from hero_platform.train import snapshot
 
 FINAL_FILES = ("model.safetensors", "config.json", "state.json")  # the optimizer stays with the run's storage
@@ -27,6 +31,17 @@ def make_tracker(config: RunConfig, folder: str) -> Tracker:
     from hero_platform.tracking.mlflow_tracker import MlflowTracker
 
     return MlflowTracker(folder, uri=default_uri(home.root()))
+
+
+def is_settled(config: RunConfig, folder: str) -> bool:
+    """Whether the tracker knows that the run ended, and all of its metrics; false after a kill near the end."""
+    path = files.join(folder, STATUS_FILE)
+    if not files.exists(path) or files.read_json(path)["status"] != "FINISHED":
+        return False
+    if config.tracking.kind == "none" or files.is_remote(folder):  # there the note went with the scratch folder
+        return True
+    note = Note.load(Path(folder) / NOTE_FILE, without_credentials(default_uri(home.root())))
+    return note is None or (note.clean and note.shipped == files.size_of(files.join(folder, JOURNAL_FILE)))
 
 
 def run_info(config: RunConfig, *, resume_step: int, same_split: bool, provenance: Mapping[str, Any]) -> RunInfo:
@@ -85,5 +100,5 @@ def keep_evaluation(config: RunConfig, folder: str, step: int, name: str, result
 
 def close_evaluation(tracker: Tracker, folder: str) -> None:
     """Give the run back the status it had."""
-    path = files.join(folder, "status.json")
+    path = files.join(folder, STATUS_FILE)
     tracker.finish(files.read_json(path)["status"] if files.exists(path) else "KILLED")

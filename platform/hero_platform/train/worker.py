@@ -215,8 +215,10 @@ class _State:
 
 
 @contextlib.contextmanager
-def only_one(folder: str, *, timeout_s: float = 60.0) -> Iterator[None]:
+def only_one(folder: str, *, role: str = "", timeout_s: float = 60.0) -> Iterator[None]:
     """Hold the run: a second writer on this machine waits for a dying first one, then gives up.
+
+    The driver of a run and its rank 0 may be different processes: `role` keeps their locks apart.
 
     Raises:
         ValueError: another process still trains this run after `timeout_s`.
@@ -227,7 +229,7 @@ def only_one(folder: str, *, timeout_s: float = 60.0) -> Iterator[None]:
     import fcntl
 
     files.makedirs(folder)
-    with open(files.join(folder, ".lock"), "w", encoding="utf-8") as stream:
+    with open(files.join(folder, f".{role}.lock" if role else ".lock"), "a", encoding="utf-8") as stream:
         until = time.monotonic() + timeout_s
         while True:
             try:

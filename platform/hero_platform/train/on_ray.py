@@ -1,0 +1,276 @@
+"""A run on Ray workers: Ray supplies processes, failure detection and restarts, and nothing else (D5).
+
+Checkpoints, metrics and the decision to stop are ours in every mode, so what Ray does cannot disagree with them. The
+driver and the workers talk through three small files in the run's folder: the workers' progress, what they have to say,
+and the driver's request to stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from hero_platform import config_io, files, home
+from hero_platform.config import RunConfig
+from hero_platform.scratch import scratch
+from hero_platform.telemetry import Progress
+from hero_platform.tracking.base import NullTracker, Status, Tracker
+from hero_platform.train.comm import Comm
+from hero_platform.train.failure import TrainingFailed, last_line
+from hero_platform.train.records import make_tracker
+from hero_platform.train.worker import Surroundings, only_one, train
+
+PROGRESS_FILE = "progress.json"  # rank 0 writes it, the driver shows it
+MESSAGES_FILE = "workers.log"  # warnings of the workers and of their restarts, which the driver shows
+STOP_FILE = "stop"  # the driver writes it, rank 0 looks for it
+HEALTH_CHECK_S = "0.5"  # how soon Ray Train notices a dead worker
+GROUP_START_TIMEOUT_S = "120"
+LOOK_EVERY_S = 0.5  # at the workers' files in a local folder
+REMOTE_LOOK_EVERY_S = 5.0
+
+
+def run_on_ray(
+    config: RunConfig, folder: str, start: int, provenance: Mapping[str, Any], stop: threading.Event
+) -> None:
+    """Train with `config.scale.num_workers` Ray Train workers until they are done or have followed `stop`.
+
+    Raises:
+        ValueError: the cluster cannot hold the workers.
+        TrainingFailed: the workers failed more often than `scale.max_failures` allows.
+    """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", HEALTH_CHECK_S)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", GROUP_START_TIMEOUT_S)
+    for name in (PROGRESS_FILE, STOP_FILE):  # of an earlier start
+        files.remove(files.join(folder, name))
+    with _cluster(config.scale.num_workers), scratch("hero-train-") as storage:
+        trainer = _trainer(config, folder, storage, provenance)
+        outcome: list[BaseException | None] = []
+
+        def fit() -> None:
+            try:
+                trainer.fit()
+                outcome.append(None)
+            except BaseException as error:
+                outcome.append(error)
+
+        # Not in the main thread: there Ray would take Ctrl-C for itself, and drop the steps since the last checkpoint.
+        thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+        thread.start()
+        try:
+            _watch(config, folder, start, thread, stop)
+        finally:
+            files.remove(files.join(folder, STOP_FILE))
+    if (error := outcome[0]) is not None:
+        raise TrainingFailed(f"run {config.name} failed: {_cause(error)}") from error
+
+
+def _trainer(config: RunConfig, folder: str, storage: str, provenance: Mapping[str, Any]) -> Any:
+    from ray.train import FailureConfig, ScalingConfig, UserCallback
+    from ray.train import RunConfig as RayRunConfig
+    from ray.train.torch import TorchTrainer
+
+    class Restarts(UserCallback):
+        """Say why workers died; runs in Ray's controller process."""
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            _note(folder, f"workers stopped ({_cause_of(worker_exceptions)}); Ray restarts them while it may")
+
+    scale = config.scale
+    return TorchTrainer(
+        ray_worker,
+        train_loop_config={"config": config_io.to_json(config), "folder": folder, "provenance": dict(provenance)},
+        scaling_config=ScalingConfig(
+            num_workers=scale.num_workers,
+            use_gpu=scale.gpus_per_worker > 0,
+            resources_per_worker={"CPU": 1, **({"GPU": scale.gpus_per_worker} if scale.gpus_per_worker else {})},
+        ),
+        run_config=RayRunConfig(
+            name=f"{config.name}-{uuid.uuid4().hex[:8]}",  # never resumed by Ray: our checkpoints decide
+            storage_path=storage,
+            failure_config=FailureConfig(max_failures=scale.max_failures),
+            callbacks=[Restarts()],
+            worker_runtime_env={"env_vars": _worker_environment()},
+        ),
+    )
+
+
+def ray_worker(payload: Mapping[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    import ray.train
+
+    config, folder = config_io.from_json(payload["config"]), payload["folder"]
+    context = ray.train.get_context()
+    comm = Comm(context.get_world_rank(), context.get_world_size())
+    device = ray.train.torch.get_device() if config.scale.gpus_per_worker > 0 else torch.device("cpu")
+    tracker: Tracker | None = make_tracker(config, folder) if comm.rank == 0 else None
+    status: Status = "FAILED"
+    with _messages(folder, comm.rank), only_one(folder) if comm.rank == 0 else contextlib.nullcontext():
+        try:
+            outcome = train(
+                config,
+                Surroundings(
+                    folder=folder,
+                    comm=comm,
+                    workers_on_node=context.get_local_world_size(),
+                    device=device,
+                    tracker=tracker or NullTracker(),
+                    provenance=payload["provenance"],
+                    progress=_progress(config, folder) if comm.rank == 0 else lambda step, metrics: None,
+                    should_stop=_should_stop(config, folder, comm, device),
+                ),
+            )
+            status = "KILLED" if outcome["stopped"] else "FINISHED"
+        finally:
+            if tracker is not None:
+                tracker.finish(status)
+
+
+def _progress(config: RunConfig, folder: str) -> Callable[[int, Mapping[str, float]], None]:
+    """Write the progress for the driver, not at every step."""
+    every = REMOTE_LOOK_EVERY_S if files.is_remote(folder) else 1.0
+    written = -every
+
+    def write(step: int, metrics: Mapping[str, float]) -> None:
+        nonlocal written
+        if time.monotonic() - written >= every or step == config.steps:
+            written = time.monotonic()
+            files.write_json(files.join(folder, PROGRESS_FILE), {"step": step, "metrics": dict(metrics)})
+
+    return write
+
+
+def _should_stop(config: RunConfig, folder: str, comm: Comm, device: torch.device) -> Callable[[], bool]:
+    """The driver's request to stop, seen by rank 0 and agreed on by all: each asks after the same steps."""
+    path = files.join(folder, STOP_FILE)
+    every = 1 if device.type == "cpu" else config.tracking.log_every  # elsewhere the answer waits for the device
+    pause = REMOTE_LOOK_EVERY_S if files.is_remote(folder) else 0.0
+    asked, looked = 0, -pause
+
+    def ask() -> bool:
+        nonlocal asked, looked
+        asked += 1
+        if asked % every:
+            return False
+        seen = False
+        if comm.rank == 0 and time.monotonic() - looked >= pause:
+            looked = time.monotonic()
+            seen = files.exists(path)
+        return bool(comm.sum(torch.tensor([float(seen)], device=device)) > 0)
+
+    return ask
+
+
+@contextlib.contextmanager
+def _messages(folder: str, rank: int) -> Iterator[None]:
+    """Send this worker's warnings to the driver; on a remote folder they stay in Ray's logs."""
+    if files.is_remote(folder):
+        yield
+        return
+    handler = logging.FileHandler(files.join(folder, MESSAGES_FILE), delay=True, encoding="utf-8")
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter(f"worker {rank}: %(message)s"))
+    logger = logging.getLogger("hero_platform")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def _note(folder: str, text: str) -> None:
+    if not files.is_remote(folder):
+        with open(files.join(folder, MESSAGES_FILE), "a", encoding="utf-8") as stream:
+            stream.write(text + "\n")
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong, in one line: the workers' own exceptions, where Ray carries them."""
+    failures = getattr(error, "worker_failures", None)
+    return _cause_of(failures) if failures else last_line(error)
+
+
+def _cause_of(failures: Mapping[int, Exception]) -> str:
+    """The exceptions of the ranks; those that only lost their partner are left out while others are there."""
+    lines = {rank: last_line(error) for rank, error in sorted(failures.items())}
+    lost = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")
+    own = {rank: line for rank, line in lines.items() if not any(word in line for word in lost)}
+    return "; ".join(f"worker {rank}: {line}" for rank, line in (own or lines).items())
+
+
+def _worker_environment() -> dict[str, str]:
+    """Variables a worker needs and Ray does not forward. No secrets: those come from the node's own environment."""
+    forwarded = {name: os.environ[name] for name in ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL") if name in os.environ}
+    return {"HERO_HOME": home.root(), "RAY_CHDIR_TO_TRIAL_DIR": "0", **forwarded}
+
+
+@contextlib.contextmanager
+def _cluster(num_workers: int) -> Iterator[None]:
+    """Use the running cluster, or start a local one that leaves nothing behind.
+
+    Raises:
+        ValueError: the cluster that is there is too small (Ray would wait for ever).
+    """
+    import ray
+
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False)
+        available = ray.cluster_resources().get("CPU", 0)
+        if available < num_workers:
+            raise ValueError(f"{num_workers} workers need {num_workers} CPUs; the Ray cluster has {available:g}")
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    with scratch("hero-ray-") as folder:
+        try:
+            ray.init(
+                num_cpus=max(num_workers + 2, os.cpu_count() or 2),  # fewer can deadlock (stack.md 0.5)
+                include_dashboard=True,  # without it Ray Train logs an error each second
+                dashboard_host="127.0.0.1",
+                object_store_memory=200_000_000,
+                _temp_dir=folder,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _watch(config: RunConfig, folder: str, start: int, thread: threading.Thread, stop: threading.Event) -> None:
+    """Until the workers are done: show their progress and what they say, and pass on a request to stop."""
+    remote = files.is_remote(folder)
+    messages = files.join(folder, MESSAGES_FILE)
+    said = 0 if remote or not files.exists(messages) else files.size_of(messages)
+    shown, asked = -1, False
+    with Progress(config.name, start=start, total=config.steps) as progress:
+        while True:
+            thread.join(REMOTE_LOOK_EVERY_S if remote else LOOK_EVERY_S)
+            over = not thread.is_alive()
+            if stop.is_set() and not asked and not over:
+                asked = True
+                files.write_bytes(files.join(folder, STOP_FILE), b"")
+            if not remote and files.exists(messages):
+                with open(messages, encoding="utf-8", errors="replace") as stream:
+                    stream.seek(said)
+                    if text := stream.read():
+                        print(text, end="", file=sys.stderr, flush=True)
+                    said = stream.tell()
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                seen = files.read_json(files.join(folder, PROGRESS_FILE))
+                if seen["step"] != shown:
+                    shown = seen["step"]
+                    progress.update(shown, seen["metrics"])
+            if over:
+                return
