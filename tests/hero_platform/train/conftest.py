@@ -31,22 +31,25 @@ def alone(splits: ModuleType, tiny_store: str) -> dict[str, Any]:
     return splits.everything(tiny_store, splits.Comm())
 
 
-@pytest.fixture(scope="session", params=[2, 3], ids=["2 ranks", "3 ranks"])
-def ranks(request: pytest.FixtureRequest, tiny_store: str, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """The results of every rank of several."""
-    world, out = request.param, tmp_path_factory.mktemp("ranks")
+@pytest.fixture(scope="session")
+def _ranks(splits: ModuleType, tiny_store: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Any]]:
+    """The results of every rank for each number of ranks; the same processes meet again, for starting is slow."""
+    out = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, str(_SCRIPT)]
     started = [
-        subprocess.Popen(
-            [sys.executable, str(_SCRIPT), str(rank), str(world), tiny_store, str(out)],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
+        subprocess.Popen([*command, str(rank), tiny_store, str(out)], stderr=subprocess.PIPE, text=True)
+        for rank in range(max(splits.WORLDS))
     ]
     try:
-        said = [process.communicate(timeout=120)[1] for process in started]
+        said = [process.communicate(timeout=200)[1] for process in started]
     finally:
         for process in started:
             process.kill()
     assert not any(process.returncode for process in started), "\n".join(said)
-    return [torch.load(out / f"{rank}.pt") for rank in range(world)]
+    return {world: [torch.load(out / f"{world}-{rank}.pt") for rank in range(world)] for world in splits.WORLDS}
+
+
+@pytest.fixture(params=[2, 3], ids=["2 ranks", "3 ranks"])
+def ranks(request: pytest.FixtureRequest, _ranks: dict[int, list[Any]]) -> list[Any]:
+    """The results of every rank of several."""
+    return _ranks[request.param]

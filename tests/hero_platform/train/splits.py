@@ -1,4 +1,4 @@
-"""The same steps by one process or by several ranks. Run as a script it is one rank: `splits.py RANK WORLD STORE OUT`.
+"""The same steps by one process or by several ranks. Run as a script it is one rank: `splits.py RANK STORE OUT`.
 
 Ranks are plain processes that meet over gloo, without Ray: what is tested is the arithmetic of the split.
 """
@@ -23,6 +23,8 @@ from hero_platform.train.resolve import resolve
 from hero_platform.train.step import Stepper, StepRecord
 from hero_platform.train.worker import build_module
 
+WORLDS = (3, 2)
+ALONE = Comm()
 CPU = torch.device("cpu")
 STREAM_STEPS = range(12)
 EVALUATION = EvaluationConfig(batch=3)  # 8 examples: batches of 3, 3 and 2
@@ -57,7 +59,7 @@ def step_of(run: RunConfig, kind: str) -> int:
 
 
 def gradients(
-    run: RunConfig, steps: Sequence[int], comm: Comm = Comm(), edit: Any = None
+    run: RunConfig, steps: Sequence[int], comm: Comm = ALONE, edit: Any = None
 ) -> tuple[dict[str, torch.Tensor], list[StepRecord]]:
     """Gradients of these steps, one optimizer step each, summed, from the initial weights; and what each recorded."""
     module = build_module(run)
@@ -71,7 +73,7 @@ def gradients(
     return found, records
 
 
-def totals(record: StepRecord, comm: Comm = Comm()) -> dict[str, tuple[float, float]]:
+def totals(record: StepRecord, comm: Comm = ALONE) -> dict[str, tuple[float, float]]:
     """Sums and counts of a record over all ranks, by name."""
     flat = comm.sum(torch.stack([value for pair in record.values.values() for value in pair]))
     return dict(zip(record.values, map(tuple, flat.reshape(-1, 2).tolist()), strict=True))
@@ -116,13 +118,15 @@ def everything(store: str, comm: Comm) -> dict[str, Any]:
     return results
 
 
-def main(rank: str, world: str, store: str, out: str) -> None:
-    """Be one rank and leave the results in `OUT/RANK.pt`."""
+def main(rank: str, store: str, out: str) -> None:
+    """Be this rank of every number of ranks that has it, and leave the results in `OUT/WORLD-RANK.pt`."""
     torch.set_num_threads(1)
-    comm = Comm(int(rank), int(world))
-    dist.init_process_group("gloo", init_method=f"file://{out}/meet", rank=comm.rank, world_size=comm.world)
-    torch.save(everything(store, comm), f"{out}/{rank}.pt")
-    dist.destroy_process_group()
+    for world in WORLDS:
+        if int(rank) < world:
+            meet = f"file://{out}/meet-{world}"
+            dist.init_process_group("gloo", init_method=meet, rank=int(rank), world_size=world)
+            torch.save(everything(store, Comm(int(rank), world)), f"{out}/{world}-{rank}.pt")
+            dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -123,9 +123,7 @@ def test_published_gpus_scale_the_ranking_terms_only(splits, tiny_store, micro_b
 
     def part(published: OptimConfig, span: float, ranking: float) -> dict[str, torch.Tensor]:
         weights = {"span_weight": span, "ctx_weight": ranking, "query_weight": ranking}
-        mixture = tuple(
-            replace(e, task=replace(e.task, **weights)) if e.task.kind == "vsm" else e for e in run.mixture
-        )
+        mixture = tuple(replace(e, task=replace(e.task, **weights)) if e.task.kind == "vsm" else e for e in run.mixture)
         return splits.gradients(replace(run, mixture=mixture, optim=published), [step])[0]
 
     one, eight = OptimConfig(), OptimConfig(published_gpus=8)

@@ -1,0 +1,199 @@
+import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hero_model.config import debug
+from hero_model.tasks import Fom, Mfm, Mlm, MomentRetrieval, Vsm
+from hero_platform.config import Entry, RunConfig, StoreRef
+from hero_platform.feed import loader
+from hero_platform.feed.loader import ExampleReader, Feed, Prefetcher, open_stores
+from hero_platform.feed.mixture import Mixture
+from hero_platform.feed.order import EpochOrder
+from hero_platform.store.reader import FeatureStore
+from hero_platform.train.resolve import resolve
+
+ENTRIES = tuple(Entry(task, "synthetic") for task in (Mlm(), Mfm(), Fom(), Vsm(), MomentRetrieval()))
+STEPS = range(24)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_store) -> RunConfig:
+    """18 of 24 videos a step, so that batches cross from one epoch into the next."""
+    config = RunConfig(
+        recipe="feed",
+        mixture=ENTRIES,
+        stores=(StoreRef("synthetic", tiny_store),),
+        model=debug(),
+        batch=18,
+        pool=18,
+        nce_pool=2,
+    )
+    return resolve(config)
+
+
+def of_rank(run: RunConfig, rank: int = 0, world: int = 1) -> Feed:
+    return Feed(run, open_stores(run), rank, world)
+
+
+def content(batch: loader.StepBatch) -> tuple:
+    """What a step is made of, apart from its order: entry, ids, sum of fingerprints, sum of counts."""
+    names = sorted({name for micro in batch.batches for name in micro.counts})
+    counts = {name: sum(micro.counts.get(name, 0) for micro in batch.batches) for name in names}
+    fingerprint = sum(micro.fingerprint for micro in batch.batches) % 2**64
+    return batch.entry, sorted(batch.ids), fingerprint, counts
+
+
+def test_a_step_is_found_without_walking_to_it(run):
+    walked = of_rank(run)
+    steps = [walked[step] for step in STEPS]
+    for step in (17, 3, 23, 0):
+        alone = of_rank(run)[step]
+        assert content(alone) == content(steps[step])
+        assert alone.ids == steps[step].ids
+        for one, other in zip(alone.batches, steps[step].batches, strict=True):
+            assert np.array_equal(one.videos.frames.numpy(), other.videos.frames.numpy())
+            assert np.array_equal(one.videos.segments.tokens.numpy(), other.videos.segments.tokens.numpy())
+
+
+@pytest.mark.parametrize("world", [2, 4, 9])
+@pytest.mark.parametrize("micro_batch", [0, 2])
+def test_the_stream_does_not_depend_on_the_split(run, world, micro_batch):
+    whole = of_rank(run)
+    split = replace(run, scale=replace(run.scale, micro_batch=micro_batch))
+    ranks = [of_rank(split, rank, world) for rank in range(world)]
+    for step in STEPS:
+        parts = [feed[step] for feed in ranks]
+        entries, ids, prints, counts = zip(*(content(part) for part in parts), strict=True)
+        together = {name: sum(count[name] for count in counts) for name in counts[0]}
+        got = (entries[0], sorted(i for of in ids for i in of), sum(prints) % 2**64, together)
+        assert set(entries) == {entries[0]}
+        assert got == content(whole[step])
+
+
+def test_seeds_and_steps_draw_differently(run):
+    feed, other = of_rank(run), of_rank(replace(run, seed=run.seed + 1))
+    prints = [content(f[step])[2] for f in (feed, other) for step in STEPS]
+    assert len(set(prints)) == len(prints)
+
+
+def test_an_epoch_reads_each_video_once(run):
+    feed = of_rank(replace(run, mixture=ENTRIES[:1]))
+    ids = [i for step in range(4) for i in feed[step].ids]
+    assert sorted(Counter(ids).values()) == [3] * 24
+
+
+def test_equal_lengths_lie_together(run):
+    """Longer runs of equal clips are what bucketed attention lives on."""
+    for micro in of_rank(run)[0].batches:
+        lengths = [length for length, _ in micro.videos.clips.runs]
+        assert lengths == sorted(lengths)
+
+
+def test_annotated_examples_come_with_their_own_video(run, tiny_store):
+    store = FeatureStore.open(tiny_store)
+    reader = ExampleReader(store, MomentRetrieval(), "synthetic", "train", training=True)
+    examples = reader.read(np.arange(10))
+    table = store.annotations("moments", "train")
+    assert examples.notes is not None
+    videos = dict(zip(table.ids, table.videos, strict=True))
+    assert [videos[i] for i in examples.notes.ids] == list(examples.videos.ids)
+
+
+def test_long_queries_are_left_out_of_training_only(tiny_store):
+    store = FeatureStore.open(tiny_store)
+    lengths = np.diff(store.annotations("moments", "val").token_offsets)
+    task = MomentRetrieval(max_query_tokens=int(np.median(lengths)))
+    assert lengths.max() > task.max_query_tokens
+
+    def count(training: bool) -> int:
+        return len(ExampleReader(store, task, "synthetic", "val", training=training))
+
+    assert count(training=False) == len(lengths)
+    assert count(training=True) == (lengths <= task.max_query_tokens).sum() > 0
+
+
+@pytest.mark.parametrize("task", [Mlm(), MomentRetrieval()])
+def test_a_split_the_store_lacks_is_one_sentence(tiny_store, task):
+    with pytest.raises(ValueError, match=r"dev.*train") as raised:
+        ExampleReader(FeatureStore.open(tiny_store), task, "tv", "dev", training=True)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_split_without_usable_examples_is_one_sentence(tiny_store):
+    task = MomentRetrieval(max_query_tokens=1)
+    with pytest.raises(ValueError, match="the tv store has no usable moments annotations in split 'train'"):
+        ExampleReader(FeatureStore.open(tiny_store), task, "tv", "train", training=True)
+
+
+class Steps:
+    """A feed that counts what is asked of it."""
+
+    def __init__(self, bad: int = -1) -> None:
+        self.asked: list[int] = []
+        self.bad = bad
+
+    def __getitem__(self, step: int) -> int:
+        self.asked.append(step)
+        if step == self.bad:
+            raise OSError(f"disk gone at {step}")
+        return step
+
+
+def prefetcher(feed: Steps, *, start: int = 0, stop: int = 10, depth: int = 2) -> Prefetcher:
+    return Prefetcher(feed, start=start, stop=stop, depth=depth)  # type: ignore[arg-type]
+
+
+def test_prefetch_gives_each_step_once_in_order():
+    feed = Steps()
+    batches = prefetcher(feed, start=3)
+    assert [batches.get(step) for step in range(3, 10)] == list(range(3, 10))
+    batches.close()
+    assert sorted(feed.asked) == list(range(3, 10))
+
+
+def test_prefetch_raises_what_the_loader_raised_at_that_step():
+    batches = prefetcher(Steps(bad=2))
+    assert [batches.get(0), batches.get(1)] == [0, 1]
+    with pytest.raises(OSError, match="disk gone at 2"):
+        batches.get(2)
+    batches.close()
+
+
+def test_a_loader_that_hangs_is_reported(monkeypatch):
+    monkeypatch.setattr(loader, "WAIT_TIMEOUT_S", 0.05)
+    release = threading.Event()
+
+    class Hanging(Steps):
+        def __getitem__(self, step: int) -> int:
+            release.wait()
+            return step
+
+    batches = prefetcher(Hanging())
+    with pytest.raises(TimeoutError, match="step 0: the loader gave no batch within"):
+        batches.get(0)
+    release.set()
+    batches.close()
+
+
+def test_threads_share_the_schedule_and_the_order():
+    """Prefetch threads meet where the schedule is extended and where an epoch ends."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    want_schedule, want_order = Mixture([2, 1], [()] * 2, 5), EpochOrder(7, 5, 0)
+    want_schedule.entry(3000)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for _ in range(60):
+                schedule, order = Mixture([2, 1], [()] * 2, 5), EpochOrder(7, 5, 0)
+                schedule.entry(0)
+                got = list(pool.map(lambda s, m=schedule: (m.entry(s), m.ordinal(s)), range(1000, 1050)))
+                assert got == [(want_schedule.entry(s), want_schedule.ordinal(s)) for s in range(1000, 1050)]
+                batches = list(pool.map(lambda i, o=order: o.batch(i, 5).tolist(), range(20)))
+                assert batches == [want_order.batch(i, 5).tolist() for i in range(20)]
+    finally:
+        sys.setswitchinterval(before)

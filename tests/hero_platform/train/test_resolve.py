@@ -1,0 +1,190 @@
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hero_model.config import base, debug
+from hero_model.tasks import Fom, Mlm, MomentRetrieval
+from hero_platform import config_io, files, home
+from hero_platform.config import CheckpointConfig, Entry, EvaluationConfig, RunConfig, ScaleConfig, StoreRef
+from hero_platform.store.manifest import Manifest
+from hero_platform.store.reader import FeatureStore
+from hero_platform.train.checkpoint import Checkpointer
+from hero_platform.train.resolve import (
+    check_same_run,
+    load_weights,
+    resolve,
+    weights_of,
+    with_batch,
+    with_model,
+    with_stores,
+)
+from hero_platform.train.worker import Surroundings, build_module, train
+
+
+def recipe(**changes) -> RunConfig:
+    run = RunConfig(
+        recipe="tiny",
+        mixture=(Entry(Mlm(), "synthetic"), Entry(MomentRetrieval(), "synthetic")),
+        model=debug(),
+        batch=8,
+        pool=8,
+        nce_pool=2,
+        steps=2,
+        evaluation=EvaluationConfig(every=0),
+        scale=ScaleConfig(threads_per_worker=1, deterministic=False),  # torch's own, which other tests expect
+        checkpoint=CheckpointConfig(every=1),
+    )
+    return replace(run, **changes)
+
+
+@pytest.fixture
+def run(tiny_store) -> RunConfig:
+    return resolve(recipe(stores=(StoreRef("synthetic", tiny_store),)))
+
+
+def refused(words: str, call, *arguments) -> None:
+    """It raises one sentence with these words."""
+    with pytest.raises(ValueError, match=words) as raised:
+        call(*arguments)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_store_decides_sizes_and_digests(run, tiny_store):
+    store = FeatureStore.open(tiny_store)
+    assert run.model.frame_dim == store.frame_dim == 16
+    assert run.text == store.text_ids
+    assert run.model.vocab_size % 8 == 0 and 0 <= run.model.vocab_size - store.text_ids.vocab_size < 8
+    assert run.stores[0].digest == store.digest
+    assert run.stores[0].annotations == store.annotations("moments", "train").digest
+    assert run.name == "tiny"
+    assert resolve(run) == run
+
+
+def test_a_task_without_annotations_depends_on_no_table(run):
+    assert resolve(replace(run, mixture=run.mixture[:1])).stores[0].annotations == ""
+
+
+def test_a_model_size_by_name():
+    assert with_model(recipe(), "base").model == base()
+    small = with_model(recipe(steps=10_000), "debug")
+    assert small.model == debug() and small.steps == small.schedule.total == 200
+    refused("debug or base, not 'large'", with_model, recipe(), "large")
+
+
+@pytest.mark.parametrize("batch", [1, 4, 6, 7, 48, 100])
+def test_a_batch_takes_pool_and_groups_with_it(batch):
+    published = recipe(batch=1024, pool=512, nce_pool=32)
+    small = with_batch(published, batch)  # RunConfig checks that they divide
+    assert small.batch == batch and small.pool <= 512 and small.nce_pool <= 32
+    if batch % 4 == 0:
+        assert small.pool // small.nce_pool >= 4  # four workers can share a pool
+    refused("at least 1, not 0", with_batch, published, 0)
+
+
+def test_stores_by_flag_and_by_place(tiny_store, hero_home):
+    assert with_stores(recipe(), [f"synthetic={tiny_store}"]).stores == (StoreRef("synthetic", tiny_store),)
+    assert with_stores(recipe(), []).stores == (StoreRef("synthetic", ""),)
+    folder = hero_home / "stores" / "synthetic"
+    folder.mkdir(parents=True)
+    (folder / "one").symlink_to(tiny_store)
+    assert with_stores(recipe(), []).stores[0].path == str(folder / "one")
+    (folder / "two").symlink_to(tiny_store)
+    refused("several feature sets .one, two.: choose with --store synthetic=PATH", with_stores, recipe(), [])
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("/data/tv", "takes CORPUS=PATH, not '/data/tv'"),
+        ("synthetic=", "takes CORPUS=PATH"),
+        ("tv=/data/tv", "reads no corpus 'tv' but synthetic"),
+    ],
+)
+def test_a_wrong_store_flag(flag, words):
+    refused(words, with_stores, recipe(), [flag])
+
+
+def test_a_missing_store(tmp_path):
+    refused("add --store synthetic=PATH", resolve, recipe())
+    refused("no manifest|not a store|no store", resolve, recipe(stores=(StoreRef("synthetic", str(tmp_path)),)))
+
+
+def test_a_batch_larger_than_the_corpus(run):
+    large = replace(run, batch=32, pool=32)
+    refused("batch 32 is larger than the 24 examples of mlm/synthetic in split 'train': use --batch 24", resolve, large)
+
+
+def test_stores_that_do_not_fit_together(run, tiny_store, tmp_path):
+    other = tmp_path / "other"
+    files.copy_tree(tiny_store, str(other))
+    replace(Manifest.read(tiny_store), frame_dim=32).write(str(other))
+    both = replace(
+        run,
+        mixture=(Entry(Mlm(), "synthetic"), Entry(Fom(), "tv")),
+        stores=(*run.stores, StoreRef("tv", str(other))),
+    )
+    refused("must agree: synthetic has frame features of width 16; tv has .* 32", resolve, both)
+
+
+def write_config(run: RunConfig) -> str:
+    folder = home.run_dir(run.name)
+    files.write_bytes(files.join(folder, "config.json"), config_io.to_json(run).encode())
+    return folder
+
+
+def test_a_name_is_an_identity(run):
+    assert not check_same_run(run, home.run_dir(run.name))
+    folder = write_config(run)
+    assert check_same_run(replace(run, steps=100), folder)  # execution fields may change
+    refused(
+        r"already exists with other settings: seed \(77 in the run, 1 now\)",
+        check_same_run,
+        replace(run, seed=1),
+        folder,
+    )
+
+
+def test_weights_by_run_and_by_folder(run, hero_home):
+    refused("neither a run with a checkpoint", weights_of, "nothing")
+    refused("neither a run with a checkpoint", weights_of, str(hero_home))
+    train(run, Surroundings(home.run_dir("first")))
+    last = weights_of("first")
+    assert last == weights_of(last) and os.path.exists(f"{last}/model.safetensors")
+    begun = resolve(replace(run, name="second", init_from="first"))
+    assert begun.init_digest == files.sha256_file(f"{last}/model.safetensors")
+    folder = write_config(begun)
+    train(replace(run, steps=3), Surroundings(home.run_dir("first")))  # the first run goes on and has other weights
+    moved = resolve(begun)
+    assert moved.init_digest != begun.init_digest
+    refused("other settings: init_digest", check_same_run, moved, folder)
+    train(begun, Surroundings(folder))  # once it has a checkpoint of its own, where it began does not matter any more
+    assert check_same_run(moved, folder)
+
+
+def saved(folder: str, weights: dict[str, torch.Tensor]) -> str:
+    """A checkpoint folder with these weights."""
+    writer = Checkpointer(folder)
+    writer.save(1, weights, {}, {})
+    writer.close()
+    return weights_of(files.join(folder, "step_00000001"))
+
+
+def test_heads_of_one_side_only_are_told(run, tmp_path):
+    other = replace(run, mixture=(Entry(Mlm(), "synthetic"), Entry(Fom(), "synthetic")), seed=1)
+    source = build_module(other).state_dict()
+    module = build_module(run)
+    line = load_weights(module, replace(run, init_from=saved(str(tmp_path), source)))
+    assert "new: heads.query; not used: heads.order" in line
+    own = module.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in source.items() if "order" not in name)
+
+
+def test_weights_that_do_not_fit(run, tmp_path):
+    module = build_module(run)
+    rows = module.hero.mask.rows.weight.detach()
+    narrow = replace(run, init_from=saved(str(tmp_path / "narrow"), {"hero.mask.rows.weight": rows[:, :4]}))
+    refused(r"hero.mask.rows.weight has shape \(2, 4\) there and \(2, 16\) in this run", load_weights, module, narrow)
+    foreign = replace(run, init_from=saved(str(tmp_path / "foreign"), {"encoder.w": rows}))
+    refused(r"holds no weight of this model; its first names are \['encoder.w'\]", load_weights, module, foreign)
