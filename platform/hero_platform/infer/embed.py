@@ -69,7 +69,7 @@ class Embedder:
     text: TextIds
     device: torch.device
     half: bool = False  # bf16 autocast
-    show: bool = False  # progress bars
+    show: bool = False  # progress bars, on a terminal
 
     @property
     def head(self) -> Any:
@@ -111,7 +111,7 @@ class Embedder:
         return torch.cat(vectors)
 
     def _steps(self, total: int, block: int, label: str) -> Iterable[int]:
-        return tqdm(range(0, total, block), desc=f"encoding {label}", unit="block", disable=not self.show)
+        return tqdm(range(0, total, block), desc=f"encoding {label}", unit="block", disable=None if self.show else True)
 
     @contextmanager
     def _running(self) -> Iterator[None]:

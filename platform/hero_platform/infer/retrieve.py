@@ -105,7 +105,7 @@ def retrieve(
     moments = _Best.empty(len(query_QD), how.num_spans, query_QD.device)
     inside = _Best.empty(len(query_QD), how.num_spans, query_QD.device)
     visits = _visits(found.videos_QN, own_video_Q, len(videos))
-    for video in tqdm(range(len(videos)), desc="searching videos", unit="video", disable=not show):
+    for video in tqdm(range(len(videos)), desc="searching videos", unit="video", disable=None if show else True):
         frames_LD, clip = videos.block(video, video + 1, query_QD.device)
         for rows in torch.as_tensor(visits[video], device=query_QD.device).split(query_block):
             start_CL, end_CL = head.span_logits_all(query_QD[rows], frames_LD, clip)
@@ -134,7 +134,9 @@ def _rank_videos(
 ) -> _Best:
     """The best K videos of each query with their weights exp(alpha * cosine)."""
     best = _Best.empty(len(query_QD), min(how.num_videos, len(videos)), query_QD.device)
-    for start in tqdm(range(0, len(videos), video_block), desc="ranking videos", unit="block", disable=not show):
+    for start in tqdm(
+        range(0, len(videos), video_block), desc="ranking videos", unit="block", disable=None if show else True
+    ):
         stop = min(start + video_block, len(videos))
         frames_FD, clips = videos.block(start, stop, query_QD.device)
         numbers = torch.arange(start, stop, device=query_QD.device)

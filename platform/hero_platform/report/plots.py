@@ -36,7 +36,7 @@ def moments_figure(cases: Sequence[MomentCase]) -> Figure:
         axes.set_ylim(len(lanes) - 0.4, -0.6)
         axes.set_yticks(range(len(lanes)), lanes)
         axes.set_title(f'"{case.text}"  ({case.video})', loc="left", fontsize=10)
-        axes.axvspan(*case.true_s, color=TRUE_COLOR, alpha=0.12, linewidth=0)
+        axes.axvspan(*case.true_s, color=TRUE_COLOR, alpha=0.12, linewidth=0, zorder=0)
         axes.tick_params(axis="y", length=0)
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
@@ -61,4 +61,4 @@ def loss_figure(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> 
 
 
 def _bar(axes: object, lane: int, span: tuple[float, float], color: str, alpha: float) -> None:
-    axes.barh(lane, span[1] - span[0], left=span[0], height=0.6, color=color, alpha=alpha, linewidth=0)  # type: ignore[attr-defined]
+    axes.barh(lane, span[1] - span[0], left=span[0], height=0.6, color=color, alpha=alpha, linewidth=0, zorder=2)  # type: ignore[attr-defined]
