@@ -121,14 +121,14 @@ def _npz(own: argparse.Namespace) -> tuple[Source, TokenizerSpec, str]:
     """One .npz of features per video, and subtitles as text."""
     from hero_model.config import TextIds
     from hero_platform import files
-    from hero_platform.sources.npz import NpzSource
+    from hero_platform.sources.npz import NpzSource, feature_arrays
     from hero_platform.store.tokens import TokenizerSpec
 
     if own.subtitles and not own.tokenizer:
         raise ValueError("subtitles need --tokenizer DIR, a folder with RoBERTa's vocabulary")
     source = NpzSource(
         features=tuple(own.features),
-        arrays=tuple(own.arrays),
+        arrays=tuple(own.arrays) or feature_arrays(own.features[0]),
         subtitles=own.subtitles,
         splits=tuple(own.splits),
         interval_s=own.interval,
@@ -175,7 +175,7 @@ def _parser() -> Parser:
 
     npz = _command(commands, "npz", "one .npz of features per video")
     npz.add_argument("--features", nargs="+", required=True, metavar="DIR", help="folders whose features are joined")
-    npz.add_argument("--arrays", nargs="+", default=["features"], metavar="NAME", help="arrays of a file to join")
+    npz.add_argument("--arrays", nargs="+", default=[], metavar="NAME", help="arrays of a file to join, in order")
     npz.add_argument("--subtitles", metavar="PATH", help="a .jsonl file, or a folder with one .srt or .vtt per video")
     _add_texts(npz)
 

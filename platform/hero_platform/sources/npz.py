@@ -245,3 +245,27 @@ def _index_jsonl(path: str) -> tuple[dict[str, Any], list[Reject]]:
                     places[video] = (start, len(line))
             start += len(line)
     return {video: place for video, place in places.items() if video not in rejects}, list(rejects.values())
+
+
+def feature_arrays(folder: str) -> tuple[str, ...]:
+    """Which arrays of a folder's files hold features, as its first readable file tells.
+
+    `features` if there is such an array, else every two-dimensional one, in the order they stand in the file.
+
+    Raises:
+        ValueError: no file is readable, or the first that is has no such array.
+    """
+    paths, _ = _walk(folder, (".npz",), "features")
+    for path in sorted(paths.values()):
+        try:
+            with open(path, "rb") as stream:
+                names = list(npz_sizes(stream))
+                if "features" in names:
+                    return ("features",)
+                found = tuple(name for name in names if read_npz(stream, [name])[name].ndim == 2)
+        except (ValueError, OSError):
+            continue
+        if found:
+            return found
+        raise ValueError(f"{path} has no two-dimensional array, only {', '.join(names)}: name it with --arrays")
+    return ("features",)

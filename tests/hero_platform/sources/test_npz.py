@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hero_platform.sources.base import RawVideo, Reject
-from hero_platform.sources.npz import NpzSource
+from hero_platform.sources.npz import NpzSource, feature_arrays
 from hero_platform.store.rows import RowRules, make_row
 from hero_platform.store.tokens import TokenizerSpec
 
@@ -213,3 +213,11 @@ def test_ids_cannot_leave_the_folder(folder):
     (folder / "secret.npz").write_bytes(b"secret")
     (reject,) = source_of(folder).read(["../../secret"])
     assert reject.reason == "no features in features"
+
+
+def test_feature_arrays_are_found_when_none_are_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "b.npz", features=np.zeros((2, 3), np.float16))
+    (tmp_path / "a.npz").write_bytes(b"no zip at all")
+    assert feature_arrays(str(tmp_path)) == ("features",)
+    np.savez(tmp_path / "a.npz", slow=np.zeros((2, 3), np.float16), fps=np.float32(2), fast=np.zeros((2, 1)))
+    assert feature_arrays(str(tmp_path)) == ("slow", "fast")
