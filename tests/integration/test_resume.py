@@ -1,0 +1,122 @@
+"""Interrupted and started again, a run is the run that was never interrupted, bit for bit (design D5, D9)."""
+
+from __future__ import annotations
+
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hero_platform import files
+from hero_platform.train import snapshot
+
+STEPS = 40
+SETTINGS = [
+    *("--steps", str(STEPS), "--checkpoint.every", "6", "--tracking.log-every", "2"),
+    *("--evaluation.every", "15", "--evaluation.limit", "8"),
+]
+
+
+def assert_same_run(runs: Any, name: str, steady: str) -> None:
+    """The record of every step and the final state are those of the uninterrupted run."""
+    record, expected = runs.record(name), runs.record(steady)
+    assert {step for step, key in expected if key == "stream/fingerprint"} == set(range(1, STEPS + 1))
+    assert record == expected
+    assert runs.digests(name, STEPS) == runs.digests(steady, STEPS) and runs.digests(name, STEPS)
+
+
+def assert_tracked_once(runs: Any, name: str) -> None:
+    """MLflow has one finished run of this name that holds what the record holds, each step once, and no alarm."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{runs.home}/mlflow.db")
+    experiment = client.get_experiment_by_name("hero")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], f"tags.`hero.run_name` = '{name}'")
+    assert [run.info.status for run in found] == ["FINISHED"]
+    assert "hero.replay_alarm" not in found[0].data.tags
+    expected = runs.record(name, ("",))
+    held: dict[tuple[int, str], float] = {}
+    for key in found[0].data.metrics:
+        for metric in client.get_metric_history(found[0].info.run_id, key):
+            assert (metric.step, key) not in held, "tracked twice"
+            held[metric.step, key] = metric.value
+    assert held == expected
+
+
+def assert_nothing_left(runs: Any, name: str, temporary: set[Path]) -> None:
+    """No process, no temporary folder, no half-written file, and only valid checkpoints."""
+    assert runs.processes() == []
+    assert temporary_folders() - temporary == set()
+    folder = runs.home / "runs" / name
+    assert [path for path in folder.rglob("*") if ".tmp" in path.name or ".partial" in path.name] == []
+    paths = snapshot.checkpoints(str(folder / "checkpoints"))
+    assert [snapshot.load(path).step for path in paths.values()] == list(paths) and max(paths) == STEPS
+
+
+def temporary_folders() -> set[Path]:
+    """What runs keep outside their folder while they live."""
+    return {path for pattern in ("hero-ray-*", "hero-train-*") for path in Path("/tmp").glob(pattern)}
+
+
+def status_of(runs: Any, name: str) -> str:
+    return str(files.read_json(runs.home / "runs" / name / "status.json")["status"])
+
+
+def test_one_process(runs, tracking_database):
+    """Killed at three random steps, then interrupted with Ctrl-C, and always started again."""
+    runs.train("steady", *SETTINGS, "--tracking.kind", "none")
+    before = temporary_folders()
+    for step in sorted(random.Random(5).sample(range(1, STEPS - 12), 3)):
+        process = runs.start("broken", *SETTINGS)
+        runs.hit(process, "broken", step, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        for path in snapshot.checkpoints(str(runs.home / "runs" / "broken" / "checkpoints")).values():
+            snapshot.load(path)  # no partial one is visible
+    process = runs.start("broken", *SETTINGS)
+    runs.hit(process, "broken", STEPS - 8, signal.SIGINT)
+    assert process.wait() == 130
+    assert status_of(runs, "broken") == "KILLED"
+    committed = max(snapshot.checkpoints(str(runs.home / "runs" / "broken" / "checkpoints")))
+    assert committed == runs.step("broken") < STEPS
+    assert f"run broken interrupted at step {committed}" in runs.said("broken")
+
+    result = runs.train("broken", *SETTINGS)
+    assert result["resumed_from"] == committed and result["status"] == "finished"
+    assert_same_run(runs, "broken", "steady")
+    assert_tracked_once(runs, "broken")
+    assert_nothing_left(runs, "broken", before)
+
+
+@pytest.mark.ray
+def test_workers(ray_session, runs, tracking_database, capsys):
+    """A worker is killed, then the driver: Ray restarts the first, the user repeats the command after the second."""
+    runs.train("alone", *SETTINGS, "--tracking.kind", "none")
+    two = [*SETTINGS, "--scale.num-workers", "2"]
+    runs.train("steady", *two, "--tracking.kind", "none")
+    # with dropout on only the stream of examples and masks is that of one process: dropout depends on the rank
+    streams = [runs.record(name, ("stream/",)) for name in ("alone", "steady")]
+    assert streams[0] == streams[1] and len(streams[0]) == STEPS
+
+    before = temporary_folders()
+    process = runs.start("broken", *two)
+    runs.until(lambda: runs.step("broken") >= 9, process)
+    victim = random.Random(5).choice(runs.processes("RayTrainWorker"))
+    victim.kill()
+    runs.hit(process, "broken", 23, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    starts = len(list((runs.home / "runs" / "broken" / "starts").iterdir()))
+    assert starts == 2 and "workers stopped (worker" in runs.said("broken")
+    process = runs.start("broken", *two)
+    assert process.wait() == 0
+    said = runs.said("broken")
+    assert "went on from step" in said and "Traceback" not in said
+    assert_same_run(runs, "broken", "steady")
+    assert_tracked_once(runs, "broken")
+    assert_nothing_left(runs, "broken", before)
+
+    # any worker count may go on with it, and `--steps` may grow
+    result = runs.train("broken", *SETTINGS, "--steps", str(STEPS + 2))
+    assert (result["resumed_from"], result["step"]) == (STEPS, STEPS + 2)
