@@ -12,14 +12,19 @@ RESULTS = Path(__file__).with_name("results.md")
 _HEAD = "# Results\n\n| date | commit | machine | benchmark | result |\n|---|---|---|---|---|\n"
 
 
+def row(benchmark: str, result: str) -> str:
+    """One row for results.md."""
+    return f"| {datetime.date.today()} | {_commit()} | {_machine()} | {benchmark} | {result} |"
+
+
 def record(benchmark: str, result: str) -> None:
     """Print a row and append it to results.md."""
-    row = f"| {datetime.date.today()} | {_commit()} | {_machine()} | {benchmark} | {result} |"
-    print(row)
+    text = row(benchmark, result)
+    print(text)
     if not RESULTS.exists():
         RESULTS.write_text(_HEAD)
     with RESULTS.open("a") as stream:
-        stream.write(row + "\n")
+        stream.write(text + "\n")
 
 
 def _commit() -> str:

@@ -1,0 +1,250 @@
+"""Forward and backward of the packed model against the padded oracle in the official layout, on the same videos.
+
+python -m benchmarks.step [--size base|debug] [--videos 8] [--repeats 5] [--threads 2]
+
+The videos have the statistics of TV (hero.md 7.1), the tasks the published mix MLM : MFM : FOM : VSM = 2 : 2 : 1 : 2.
+The oracle (tests/oracle) gets the batch exactly as the official collate functions pad it, and no dropout runs on either
+side. Both losses and gradients are compared before anything is timed. Collating is not timed. Needs torch and numpy.
+The padded base model needs about 0.6 GB a video: 32 of them, the official batch of a GPU, do not fit in 24 GB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.results import row
+from hero_model import config as sizes
+from hero_model.config import HeroConfig, TextIds
+from hero_model.multitask import MultiTaskHero
+from hero_model.official import renamed
+from hero_model.packed.batch import Examples, VideoRows
+from hero_model.packed.pack import offsets_of, spans
+from hero_model.tasks import Fom, Mfm, Mlm, Task, Vsm
+from hero_model.tasks.base import At, TaskBatch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from oracle import collate, tasks  # noqa: E402
+from oracle.collate import Query, Segment, Video  # noqa: E402
+from oracle.model import Heads, Oracle  # noqa: E402
+
+SEED = 7
+AT = At(SEED, 0)
+TEXT = TextIds()
+MIX: dict[Task, int] = {Mlm(): 2, Mfm(): 2, Fom(): 1, Vsm(): 2}
+LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4  # relative, as in the parity tests
+
+# hero.md 7.1: 51.6 frames, 22.6 subtitles of 1.9 frames and 11.4 tokens a video.
+FRAMES_MEAN, FRAMES_STD, FRAMES_LIMITS = 51.6, 15.0, (15, 100)
+SEGMENTS_PER_FRAME, OWNED_MEAN = 22.6 / 51.6, 1.9
+TOKENS_SHAPE, TOKENS_MEAN = 4.0, 11.4
+
+
+def tv_like(num_videos: int, frame_dim: int) -> VideoRows:
+    """Videos with TV's statistics, the same for the same arguments, ordered by length as the feed orders them."""
+    rng = np.random.default_rng(SEED)
+    num_frames = np.sort(rng.normal(FRAMES_MEAN, FRAMES_STD, num_videos).round().clip(*FRAMES_LIMITS).astype(np.int64))
+    owned = [_owned(rng, int(count)) for count in num_frames]
+    lengths = [part for video in owned for part in video]
+    num_tokens = rng.gamma(TOKENS_SHAPE, TOKENS_MEAN / TOKENS_SHAPE, len(lengths)).round().clip(1).astype(np.int64)
+    return VideoRows(
+        ids=tuple(f"video-{i}" for i in range(num_videos)),
+        keys=np.arange(num_videos, dtype=np.uint64),
+        interval_s=np.full(num_videos, 1.5),
+        frames=rng.standard_normal((num_frames.sum(), frame_dim), dtype=np.float32),
+        frame_offsets=offsets_of(num_frames),
+        segment_offsets=offsets_of(np.array([len(video) for video in owned])),
+        tokens=rng.integers(TEXT.random_low, TEXT.random_high, num_tokens.sum()).astype(np.int32),
+        token_offsets=offsets_of(num_tokens),
+        segment_frames=spans(np.array([start for start, _ in lengths]), np.array([count for _, count in lengths])),
+        segment_frame_offsets=offsets_of(np.array([count for _, count in lengths])),
+    )
+
+
+def _owned(rng: np.random.Generator, num_frames: int) -> list[tuple[int, int]]:
+    """First frame and number of frames of each subtitle of one video: in order, apart, with gaps between them."""
+    counts = 1 + rng.poisson(OWNED_MEAN - 1, round(num_frames * SEGMENTS_PER_FRAME))
+    counts = counts[np.cumsum(counts) <= num_frames]
+    gaps = rng.multinomial(num_frames - counts.sum(), np.full(len(counts) + 1, 1 / (len(counts) + 1)))
+    starts = np.cumsum(counts) - counts + np.cumsum(gaps[:-1])
+    return list(zip(starts.tolist(), counts.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One task, both ways: functions from nothing to a loss with gradient."""
+
+    task: Task
+    packed: Callable[[], Tensor]
+    padded: Callable[[], Tensor]
+
+
+def contest(task: Task, rows: VideoRows, model: MultiTaskHero, oracle: Oracle) -> Contest:
+    """Draw once; pack for the model, collate for the oracle."""
+    examples = Examples(rows)
+    drawn: Any = task.draw(examples, AT, TEXT)
+    batch = task.assemble(examples, drawn, TEXT)
+    videos = _oracle_videos(task, rows, drawn, batch)
+    run: Callable[[Any], tasks.Outputs]
+    if isinstance(task, Mlm):
+        padded, run = collate.mlm_batch(videos), lambda b: tasks.mlm(oracle, b, model.hero.cfg.vocab_pad)
+    elif isinstance(task, Mfm):
+        padded, run = collate.mfm_batch(videos), lambda b: tasks.mfm_nce(oracle, b)
+    elif isinstance(task, Fom):
+        padded, run = collate.fom_batch(videos), lambda b: tasks.fom(oracle, b)
+    else:
+        assert isinstance(task, Vsm)
+        ranking = tasks.Ranking(task.span_weight, task.ctx_weight, task.query_weight, task.margin)
+        padded, run = collate.query_batch(videos), lambda b: tasks.retrieval(oracle, b, ranking)
+    return Contest(task, lambda: _packed_loss(model, task, batch), lambda: run(padded)["total"])
+
+
+def _packed_loss(model: MultiTaskHero, task: Task, batch: TaskBatch) -> Tensor:
+    """The weighted mean losses, as the trainer takes them from a task."""
+    output = model(task.kind, batch, AT)
+    terms = {name: value / batch.counts[name] for name, value in output.sums.items()}
+    if output.pooled is not None:
+        ranked = task.pool_terms(output.pooled, batch.videos.clips, AT)
+        terms |= {name: value / count for name, (value, count) in ranked.items()}
+    weights = task.weights(AT)
+    return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+
+
+def _oracle_videos(task: Task, rows: VideoRows, drawn: Any, batch: Any) -> list[Video]:
+    """The same videos and draws as the oracle's collate takes them."""
+    words, inputs = rows.tokens, rows.tokens
+    labels: np.ndarray | None = None
+    lead, removed = TEXT.sep, set()
+    if isinstance(task, Mlm):
+        inputs, lead, labels = drawn.inputs, TEXT.cls, np.where(drawn.chosen, words, -1)
+    elif isinstance(task, Vsm):
+        removed = set(drawn.tolist())
+
+    def segment(s: int) -> Segment:
+        at = slice(*rows.token_offsets[s : s + 2])
+        own = [] if s in removed else inputs[at].tolist()
+        frames = rows.segment_frames[slice(*rows.segment_frame_offsets[s : s + 2])].tolist()
+        return Segment([lead, *own], frames, None if labels is None else [-1, *labels[at].tolist()])
+
+    def query(q: int) -> Query:
+        text = words[slice(*rows.token_offsets[drawn[q] : drawn[q] + 2])][: task.max_tokens]
+        return Query([TEXT.cls, *text.tolist()], tuple(batch.targets[q].tolist()))
+
+    videos = []
+    for number in range(rows.num_videos):
+        at = slice(*rows.frame_offsets[number : number + 2])
+        video = Video(torch.from_numpy(rows.frames[at]), [segment(s) for s in range(*rows.segment_offsets[number:][:2])])
+        if isinstance(task, Mfm):
+            video = replace(video, mask=drawn[at].tolist())
+        if isinstance(task, Fom):
+            order, targets = drawn.order[at], np.full(len(video.frames), -1)
+            selected = np.flatnonzero(drawn.selected[at])
+            targets[order[selected]] = selected
+            video = replace(video, order=order.tolist(), targets=targets.tolist())
+        if isinstance(task, Vsm):
+            mine = np.flatnonzero(batch.video_Q == number)
+            video = replace(video, queries=tuple(query(int(q)) for q in mine))
+        videos.append(video)
+    return videos
+
+
+def check(rival: Contest, model: MultiTaskHero, weights: dict[str, Tensor]) -> None:
+    """Both ways must compute the same loss and the same gradients.
+
+    Raises:
+        SystemExit: they do not, so that a time would mean nothing.
+    """
+    losses = [rival.packed(), rival.padded()]
+    for loss in losses:
+        loss.backward()
+    got, want = (float(loss.detach()) for loss in losses)
+    ours = renamed({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    theirs = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
+    norm = torch.stack([grad.norm() for grad in theirs.values()]).norm()
+    missed = torch.stack([(ours[name] - grad).norm() for name, grad in theirs.items()]).norm() / norm
+    if abs(got - want) > LOSS_TOLERANCE * abs(want) or missed > GRADIENT_TOLERANCE:
+        raise SystemExit(f"{rival.task.kind}: loss {got} packed, {want} padded; gradients differ by {missed:.1e}")
+    _forget(model, weights)
+
+
+def _forget(model: MultiTaskHero, weights: dict[str, Tensor]) -> None:
+    """Drop gradients, as a step does."""
+    for tensor in (*model.parameters(), *weights.values()):
+        tensor.grad = None
+
+
+def timed(loss: Callable[[], Tensor]) -> float:
+    """Seconds of one forward and backward."""
+    started = time.perf_counter()
+    loss().backward()
+    return time.perf_counter() - started
+
+
+def mixed(seconds: dict[str, float]) -> float:
+    """Mean seconds of a step of the mix."""
+    return sum(share * seconds[task.kind] for task, share in MIX.items()) / sum(MIX.values())
+
+
+def main() -> None:
+    """Check, then let both take turns."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=("base", "debug"), default="base")
+    parser.add_argument("--videos", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    own = parser.parse_args()
+    torch.set_num_threads(own.threads)
+    torch.manual_seed(SEED)
+    cfg: HeroConfig = getattr(sizes, own.size)()
+    model = MultiTaskHero(cfg, tuple(MIX)).eval()
+    weights = {name: part.detach().clone().requires_grad_() for name, part in renamed(model.state_dict()).items()}
+    heads = Heads(cfg.cross.num_heads, cfg.temporal.num_heads, cfg.query.num_heads)
+    oracle = Oracle(weights, heads, padding_effects=False)
+    rows = tv_like(own.videos, cfg.frame_dim)
+    rivals = [contest(task, rows, model, oracle) for task in MIX]
+    for rival in rivals:  # also the warm-up
+        check(rival, model, weights)
+    packed, padded = [], []
+    for turn in range(own.repeats):
+        seconds: dict[str, dict[str, float]] = {"packed": {}, "padded": {}}
+        for rival in rivals:
+            for side in ("packed", "padded") if turn % 2 else ("padded", "packed"):
+                seconds[side][rival.task.kind] = timed(getattr(rival, side))
+                _forget(model, weights)
+        packed.append(mixed(seconds["packed"]))
+        padded.append(mixed(seconds["padded"]))
+        print("  ".join(f"{kind} {seconds['padded'][kind] / s:.2f}x" for kind, s in seconds["packed"].items()), flush=True)
+    ratios = [slow / fast for slow, fast in zip(padded, packed, strict=True)]
+    real = len(rows.segment_frames) + len(rows.tokens) + len(rows.token_offsets) - 1
+    print(
+        row(
+            f"step: {own.size}, {own.videos} TV-like videos, fp32, mix 2:2:1:2, {own.threads} threads",
+            f"packed {_spread([own.videos / s for s in packed])} videos/s, padded oracle "
+            f"{_spread([own.videos / s for s in padded])}: {_spread(ratios)} times as fast "
+            f"(median, min-max of {own.repeats}); {_padded_rows(rows) / real:.2f} padded rows per real one",
+        )
+    )
+
+
+def _padded_rows(rows: VideoRows) -> int:
+    """Rows of the official cross-modal batch: segments times the longest."""
+    lengths = np.diff(rows.segment_frame_offsets) + np.diff(rows.token_offsets) + 1
+    return len(lengths) * int(lengths.max())
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.3g} ({min(values):.3g}-{max(values):.3g})"
+
+
+if __name__ == "__main__":
+    main()
