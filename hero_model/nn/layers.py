@@ -62,7 +62,10 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x_RD: Tensor, layout: Layout) -> Tensor:
         """`[R, D]` to `[R, D]`."""
-        x_RD = self.attention(x_RD, layout)
+        return self.feed_forward(self.attention(x_RD, layout))
+
+    def feed_forward(self, x_RD: Tensor) -> Tensor:
+        """The second half, row by row: `[R, D]` to `[R, D]`."""
         return self.norm(self.dropout(self.narrow(F.gelu(self.widen(x_RD)))) + x_RD)
 
 
@@ -109,6 +112,19 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[..., width_in]` to `[..., width_out]`."""
         return self.out(self.norm(F.gelu(self.hidden(x))))
+
+
+def compile_blocks(module: nn.Module) -> None:
+    """Compile the row-by-row blocks of a model in place: feed-forward halves, projections and prediction heads.
+
+    Attention stays eager: its graph would depend on each batch's runs of equal length and be compiled again and again.
+    The blocks depend on the number of rows only, which is dynamic, so each is compiled once. Names of parameters stay.
+    """
+    for part in module.modules():
+        if isinstance(part, TransformerLayer):
+            part.feed_forward = torch.compile(part.feed_forward, dynamic=True)  # type: ignore[method-assign]
+        elif isinstance(part, Projection | Mlp):
+            part.forward = torch.compile(part.forward, dynamic=True)  # type: ignore[method-assign]
 
 
 def init_normal(module: nn.Module, std: float) -> None:

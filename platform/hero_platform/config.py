@@ -78,7 +78,7 @@ class ScaleConfig:
     gpus_per_worker: float = execution(0.0)
     max_failures: int = execution(3)  # worker-group restarts before the run fails
     deterministic: bool = execution(True)
-    compile: bool = execution(False)
+    compile: bool = execution(False)  # torch.compile of the row-by-row blocks
     activation_checkpointing: bool = execution(False)
     prefetch: int = execution(2)  # steps prepared ahead by the loader
 

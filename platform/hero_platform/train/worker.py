@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hero_model.multitask import MultiTaskHero
+from hero_model.nn.layers import compile_blocks
 from hero_model.official import official_name
 from hero_platform import config_io, files
 from hero_platform.config import RunConfig
@@ -85,6 +86,8 @@ def train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
     determinism.setup(threads=threads, deterministic=config.scale.deterministic)
     stores = open_stores(config)
     module = build_module(config).to(around.device)
+    if config.scale.compile:
+        compile_blocks(module)
     optimizer = build_optimizer(module, config)
     root = files.join(around.folder, "checkpoints")
     start, split = restore(module, optimizer, root)
