@@ -40,12 +40,12 @@ def finetune_synthetic() -> RunConfig:
         recipe="finetune_synthetic",
         mixture=(Entry(task=MomentRetrieval(hard_start=-1, span_drop=0.0, span_weight=0.5), corpus="synthetic"),),
         model=debug(),
-        optim=OptimConfig(lr=1e-3),
+        optim=OptimConfig(lr=6e-3),
         schedule=ScheduleConfig(total=200, warmup=20),
         steps=200,
         batch=32,
         pool=32,
         scale=ScaleConfig(threads_per_worker=1),  # too little work to share among threads
-        evaluation=EvaluationConfig(every=100),
+        evaluation=EvaluationConfig(every=100, limit=64),
         checkpoint=CheckpointConfig(every=100),
     )

@@ -49,15 +49,16 @@ def pretrain_synthetic() -> RunConfig:
     return replace(
         pretrain_tv(),
         recipe="pretrain_synthetic",
-        mixture=mixture("synthetic", Vsm(hard_start=-1)),
+        # The published span weight (.01, in a fifth of the steps) would need far more steps than these.
+        mixture=mixture("synthetic", Vsm(hard_start=-1, span_weight=0.5, span_drop=0.0)),
         model=debug(),
-        optim=OptimConfig(lr=1e-3),
-        schedule=ScheduleConfig(total=400, warmup=40),
-        steps=400,
+        optim=OptimConfig(lr=3e-3),
+        schedule=ScheduleConfig(total=1_000, warmup=100),
+        steps=1_000,
         batch=32,
         pool=32,
         nce_pool=8,
         scale=ScaleConfig(threads_per_worker=1),  # too little work to share among threads
-        evaluation=EvaluationConfig(every=200, limit=64),
-        checkpoint=CheckpointConfig(every=100),
+        evaluation=EvaluationConfig(every=250, limit=64),
+        checkpoint=CheckpointConfig(every=250),
     )
