@@ -14,7 +14,8 @@ from typing import Any
 from jobs.cli import Parser, add_common, program_of, run_job, write_json
 
 PROGRAM = program_of("jobs.demo")
-VIDEOS, VAL_VIDEOS, TEST_VIDEOS, ANNOTATED = 1300, 100, 200, 80  # annotated: 240 queries to fine-tune on
+# Few annotations, many videos: 240 queries to fine-tune on, 1,000 videos to pre-train on, 600 queries held out.
+CORPUS_FLAGS = "--videos 1300 --val-videos 100 --test-videos 200 --annotated-train 80".split()
 SPLIT = "test"
 WORKERS = 2
 
@@ -35,11 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _commands(prefix: str, seed: int, store: str) -> list[tuple[str, list[str]]]:
     """(job, arguments) of every step, in order."""
     shared = ["--store", f"synthetic={store}", "--seed", str(seed)]
-    sizes = {"videos": VIDEOS, "val-videos": VAL_VIDEOS, "test-videos": TEST_VIDEOS, "annotated-train": ANNOTATED}
-    flags = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
     start = f"{prefix}-pretrain"
     return [
-        ("build_store", ["synthetic", "--out", store, "--seed", str(seed), *flags]),
+        ("build_store", ["synthetic", "--out", store, "--seed", str(seed), *CORPUS_FLAGS]),
         ("train", ["pretrain_synthetic", "--name", start, *shared, "--scale.num-workers", str(WORKERS)]),
         ("train", ["finetune_synthetic", "--name", f"{prefix}-from-pretrain", *shared, "--init-from", start]),
         ("train", ["finetune_synthetic", "--name", f"{prefix}-from-scratch", *shared]),
