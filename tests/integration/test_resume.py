@@ -91,7 +91,7 @@ def test_one_process(runs, tracking_database):
 
 
 @pytest.mark.ray
-def test_workers(ray_session, runs, tracking_database, capsys):
+def test_workers(ray_session, runs, tracking_database):
     """A worker is killed, then the driver: Ray restarts the first, the user repeats the command after the second."""
     runs.train("alone", *SETTINGS, "--tracking.kind", "none")
     two = [*SETTINGS, "--scale.num-workers", "2"]

@@ -83,8 +83,15 @@ class _Shard:
 
     @classmethod
     def open(cls, path: str) -> _Shard:
-        """Map a shard file. Nothing is read yet but its footer."""
-        batch = pa.ipc.open_file(pa.memory_map(path)).get_batch(0)
+        """Map a shard file. Nothing is read yet but its footer.
+
+        Raises:
+            ValueError: the file is not a whole shard.
+        """
+        try:
+            batch = pa.ipc.open_file(pa.memory_map(path)).get_batch(0)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{path} is damaged ({error}): `jobs.build_store inspect` checks a whole store") from error
         frames = batch.column("frames")
         vectors = frames.values
         width = vectors.type.list_size

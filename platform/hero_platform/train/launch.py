@@ -126,6 +126,8 @@ def _here(config: RunConfig, folder: str, start: int, stop: threading.Event) -> 
         except KeyboardInterrupt:
             status = "KILLED"
             raise
+        except USER_MISTAKES as error:  # once training is under way they are nobody's typing error
+            raise TrainingFailed(f"run {config.name} failed: {last_line(error)}") from error
         finally:
             tracker.finish(status)
 

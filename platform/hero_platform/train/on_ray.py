@@ -78,13 +78,15 @@ def _trainer(config: RunConfig, folder: str, storage: str, provenance: Mapping[s
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchTrainer
 
+    scale = config.scale
+
     class Restarts(UserCallback):
         """Say why workers died; runs in Ray's controller process."""
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            _note(folder, f"workers stopped ({_cause_of(worker_exceptions)}); Ray restarts them while it may")
+            allowed = f"Ray starts them again, at most {scale.max_failures} times"
+            _note(folder, f"{config.name}: workers stopped ({_cause_of(worker_exceptions)}); {allowed}")
 
-    scale = config.scale
     return TorchTrainer(
         ray_worker,
         train_loop_config={"config": config_io.to_json(config), "folder": folder, "provenance": dict(provenance)},
