@@ -1,11 +1,11 @@
 """Forward and backward of the packed model against the padded oracle in the official layout, on the same videos.
 
-python -m benchmarks.step [--size base|debug] [--videos 8] [--repeats 5] [--threads 2]
+python -m benchmarks.step [--size base|debug] [--videos 8] [--repeats 5] [--threads 2] [--clock wall|cpu]
 
 The videos have the statistics of TV (hero.md 7.1), the tasks the published mix MLM : MFM : FOM : VSM = 2 : 2 : 1 : 2.
 The oracle (tests/oracle) gets the batch exactly as the official collate functions pad it, and no dropout runs on either
 side. Both losses and gradients are compared before anything is timed. Collating is not timed. Needs torch and numpy.
-The padded base model needs about 0.6 GB a video: 32 of them, the official batch of a GPU, do not fit in 24 GB.
+The padded base model needs about 0.5 GB a video, and on two cores minutes a step: hence 8 videos unless told otherwise.
 """
 
 from __future__ import annotations
@@ -34,11 +34,14 @@ from hero_model.tasks import Fom, Mfm, Mlm, Task, Vsm
 from hero_model.tasks.base import At, TaskBatch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from oracle import collate, tasks  # noqa: E402
-from oracle.collate import Query, Segment, Video  # noqa: E402
-from oracle.model import Heads, Oracle  # noqa: E402
+from oracle import collate, tasks
+from oracle.collate import Query, Segment, Video
+from oracle.model import Heads, Oracle
 
-SEED = 7
+SEED = (
+    65  # of the first 100 the one whose 32 videos are most like hero.md 7.1: 720 segments padded to 41 rows (717, 42)
+)
+BATCH = 32  # videos of one GPU in the official recipe
 AT = At(SEED, 0)
 TEXT = TextIds()
 MIX: dict[Task, int] = {Mlm(): 2, Mfm(): 2, Fom(): 1, Vsm(): 2}
@@ -51,23 +54,37 @@ TOKENS_SHAPE, TOKENS_MEAN = 4.0, 11.4
 
 
 def tv_like(num_videos: int, frame_dim: int) -> VideoRows:
-    """Videos with TV's statistics, the same for the same arguments, ordered by length as the feed orders them."""
+    """Videos of one official batch of 32 with TV's statistics, ordered by length as the feed orders them.
+
+    Fewer than 32 are that batch's longest clip, the owner of its longest segment, and others at even distances: so the
+    official code pads them exactly as it pads all 32. Equal for equal arguments.
+    """
     rng = np.random.default_rng(SEED)
-    num_frames = np.sort(rng.normal(FRAMES_MEAN, FRAMES_STD, num_videos).round().clip(*FRAMES_LIMITS).astype(np.int64))
+    frames = rng.normal(FRAMES_MEAN, FRAMES_STD, BATCH).round().clip(*FRAMES_LIMITS).astype(np.int64)
+    num_frames = np.sort(frames)
     owned = [_owned(rng, int(count)) for count in num_frames]
-    lengths = [part for video in owned for part in video]
-    num_tokens = rng.gamma(TOKENS_SHAPE, TOKENS_MEAN / TOKENS_SHAPE, len(lengths)).round().clip(1).astype(np.int64)
+    words = [
+        rng.gamma(TOKENS_SHAPE, TOKENS_MEAN / TOKENS_SHAPE, len(video)).round().clip(1).astype(np.int64)
+        for video in owned
+    ]
+    longest = [max(n + count for (_, n), count in zip(*video, strict=True)) for video in zip(owned, words, strict=True)]
+    widest = [BATCH - 1, int(np.argmax(longest))]
+    others = np.setdiff1d(np.arange(BATCH), widest)
+    even = others[np.linspace(0, len(others) - 1, num_videos - len(set(widest))).round().astype(np.int64)]
+    chosen = np.sort(np.concatenate([np.unique(widest), even]))
+    parts = np.array([part for i in chosen for part in owned[i]])
+    num_tokens = np.concatenate([words[i] for i in chosen])
     return VideoRows(
-        ids=tuple(f"video-{i}" for i in range(num_videos)),
-        keys=np.arange(num_videos, dtype=np.uint64),
+        ids=tuple(f"video-{i}" for i in chosen),
+        keys=chosen.astype(np.uint64),
         interval_s=np.full(num_videos, 1.5),
-        frames=rng.standard_normal((num_frames.sum(), frame_dim), dtype=np.float32),
-        frame_offsets=offsets_of(num_frames),
-        segment_offsets=offsets_of(np.array([len(video) for video in owned])),
+        frames=rng.standard_normal((num_frames[chosen].sum(), frame_dim), dtype=np.float32),
+        frame_offsets=offsets_of(num_frames[chosen]),
+        segment_offsets=offsets_of(np.array([len(owned[i]) for i in chosen])),
         tokens=rng.integers(TEXT.random_low, TEXT.random_high, num_tokens.sum()).astype(np.int32),
         token_offsets=offsets_of(num_tokens),
-        segment_frames=spans(np.array([start for start, _ in lengths]), np.array([count for _, count in lengths])),
-        segment_frame_offsets=offsets_of(np.array([count for _, count in lengths])),
+        segment_frames=spans(parts[:, 0], parts[:, 1]),
+        segment_frame_offsets=offsets_of(parts[:, 1]),
     )
 
 
@@ -143,7 +160,9 @@ def _oracle_videos(task: Task, rows: VideoRows, drawn: Any, batch: Any) -> list[
     videos = []
     for number in range(rows.num_videos):
         at = slice(*rows.frame_offsets[number : number + 2])
-        video = Video(torch.from_numpy(rows.frames[at]), [segment(s) for s in range(*rows.segment_offsets[number:][:2])])
+        video = Video(
+            torch.from_numpy(rows.frames[at]), [segment(s) for s in range(*rows.segment_offsets[number:][:2])]
+        )
         if isinstance(task, Mfm):
             video = replace(video, mask=drawn[at].tolist())
         if isinstance(task, Fom):
@@ -183,11 +202,11 @@ def _forget(model: MultiTaskHero, weights: dict[str, Tensor]) -> None:
         tensor.grad = None
 
 
-def timed(loss: Callable[[], Tensor]) -> float:
+def timed(loss: Callable[[], Tensor], clock: Callable[[], float]) -> float:
     """Seconds of one forward and backward."""
-    started = time.perf_counter()
+    started = clock()
     loss().backward()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def mixed(seconds: dict[str, float]) -> float:
@@ -202,7 +221,11 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a busy machine; 1 thread")
     own = parser.parse_args()
+    if not 3 <= own.videos <= BATCH or (own.clock == "cpu" and own.threads > 1):
+        parser.error(f"give 3 to {BATCH} videos, and --threads 1 for --clock cpu: waiting threads burn time too")
+    clock = time.perf_counter if own.clock == "wall" else time.process_time
     torch.set_num_threads(own.threads)
     torch.manual_seed(SEED)
     cfg: HeroConfig = getattr(sizes, own.size)()
@@ -219,16 +242,19 @@ def main() -> None:
         seconds: dict[str, dict[str, float]] = {"packed": {}, "padded": {}}
         for rival in rivals:
             for side in ("packed", "padded") if turn % 2 else ("padded", "packed"):
-                seconds[side][rival.task.kind] = timed(getattr(rival, side))
+                seconds[side][rival.task.kind] = timed(getattr(rival, side), clock)
                 _forget(model, weights)
         packed.append(mixed(seconds["packed"]))
         padded.append(mixed(seconds["padded"]))
-        print("  ".join(f"{kind} {seconds['padded'][kind] / s:.2f}x" for kind, s in seconds["packed"].items()), flush=True)
+        print(
+            "  ".join(f"{kind} {seconds['padded'][kind] / s:.2f}x" for kind, s in seconds["packed"].items()), flush=True
+        )
     ratios = [slow / fast for slow, fast in zip(padded, packed, strict=True)]
     real = len(rows.segment_frames) + len(rows.tokens) + len(rows.token_offsets) - 1
     print(
         row(
-            f"step: {own.size}, {own.videos} TV-like videos, fp32, mix 2:2:1:2, {own.threads} threads",
+            f"step: {own.size}, {own.videos} of {BATCH} TV-like videos, fp32, 2:2:1:2, {own.threads} threads, "
+            f"{own.clock} clock",
             f"packed {_spread([own.videos / s for s in packed])} videos/s, padded oracle "
             f"{_spread([own.videos / s for s in padded])}: {_spread(ratios)} times as fast "
             f"(median, min-max of {own.repeats}); {_padded_rows(rows) / real:.2f} padded rows per real one",
