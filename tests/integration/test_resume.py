@@ -92,7 +92,7 @@ def test_one_process(runs, tracking_database):
 
 @pytest.mark.ray
 def test_workers(ray_session, runs, tracking_database):
-    """A worker is killed, then the driver: Ray restarts the first, the user repeats the command after the second."""
+    """A worker is killed, then the driver, then comes Ctrl-C: Ray starts workers again, the user the rest."""
     runs.train("alone", *SETTINGS, "--tracking.kind", "none")
     two = [*SETTINGS, "--scale.num-workers", "2"]
     runs.train("steady", *two, "--tracking.kind", "none")
@@ -109,10 +109,17 @@ def test_workers(ray_session, runs, tracking_database):
     assert process.wait() == -signal.SIGKILL
     starts = len(list((runs.home / "runs" / "broken" / "starts").iterdir()))
     assert starts == 2 and "workers stopped (worker" in runs.said("broken")
+
     process = runs.start("broken", *two)
-    assert process.wait() == 0
-    said = runs.said("broken")
-    assert "went on from step" in said and "Traceback" not in said
+    runs.hit(process, "broken", STEPS - 8, signal.SIGINT)
+    assert process.wait() == 130
+    committed = runs.step("broken")
+    assert f"run broken interrupted at step {committed}, went on from step" in runs.said("broken")
+    assert status_of(runs, "broken") == "KILLED" and "Traceback" not in runs.said("broken")
+    assert runs.processes() == [] and temporary_folders() - before == set()
+
+    result = runs.train("broken", *two)
+    assert result["resumed_from"] == committed < STEPS
     assert_same_run(runs, "broken", "steady")
     assert_tracked_once(runs, "broken")
     assert_nothing_left(runs, "broken", before)
