@@ -183,7 +183,7 @@ class Alignment:
             return {name: (zero, num_queries) for name in names}
         with full_precision(query_QD):
             scores_QB = QueryHead.video_scores(query_QD, frames_FD, clips)
-            video_Q = pooled.video_Q.to(scores_QB.device)
+            video_Q = pooled.video_Q.to(scores_QB.device, non_blocking=True)
             positives = scores_QB.gather(1, video_Q[:, None]).squeeze(1)
             terms = {}
             for name in names:
@@ -206,7 +206,7 @@ class Alignment:
         )
         if self.use_all_negatives:
             return ranking_loss(positives, scores, is_negative, how)
-        draws = torch.from_numpy(_negative_draws(name, pooled, at)).to(scores.device)
+        draws = torch.from_numpy(_negative_draws(name, pooled, at)).to(scores.device, non_blocking=True)
         return sampled_ranking_loss(positives, scores, is_negative, draws, how)
 
 

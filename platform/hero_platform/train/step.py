@@ -39,7 +39,7 @@ class StepRecord:
 
     def add(self, name: str, total: Tensor | float, count: Tensor | float, device: torch.device) -> None:
         """Add to one mean: its sum and what the sum averages over."""
-        pair = [torch.as_tensor(v, dtype=torch.float64, device=device).detach() for v in (total, count)]
+        pair = [on_device(value, device) for value in (total, count)]
         old = self.values.get(name)
         self.values[name] = (pair[0], pair[1]) if old is None else (old[0] + pair[0], old[1] + pair[1])
 
@@ -130,7 +130,7 @@ class Stepper:
         pooled, query_start, frame_start = gather_pool(embeddings, self._comm)
         query = pooled.query_QD.detach().requires_grad_()
         frames = pooled.frames_FD.detach().requires_grad_()
-        clips = Layout.of(pooled.lengths_B.cpu().numpy()).to(self._device)
+        clips = Layout.of(pooled.lengths_B.cpu().numpy()).to(self._device, non_blocking=True)
         terms = task.pool_terms(pooled._replace(query_QD=query, frames_FD=frames), clips, at)
         loss = query.sum() * 0 + frames.sum() * 0
         for name, (total, _) in terms.items():
@@ -154,8 +154,8 @@ class Stepper:
 
     def _global_counts(self, batches: list[TaskBatch], weights: dict[str, float]) -> dict[str, Tensor]:
         """What each term averages over, in the global batch (at least 1, so that an empty term is 0, not NaN)."""
-        local = [self._local_count(batches, name) for name in weights]
-        summed = self._comm.sum(torch.tensor(local, dtype=torch.float64, device=self._device)).clamp_min(1)
+        local = [on_device(self._local_count(batches, name), self._device) for name in weights]
+        summed = self._comm.sum(torch.stack(local)).clamp_min(1)
         return dict(zip(weights, summed, strict=True))
 
     @staticmethod
@@ -169,12 +169,22 @@ class Stepper:
         return contextlib.nullcontext()
 
 
+def on_device(value: Tensor | float, device: torch.device) -> Tensor:
+    """A scalar as float64 on a device, without waiting for it: a copy from the host would, filling does not."""
+    if isinstance(value, Tensor):
+        return value.detach().to(device, torch.float64, non_blocking=True)
+    return torch.full((), value, dtype=torch.float64, device=device)
+
+
 def _loss_scale(optim: OptimConfig) -> float:
     return float(optim.published_accumulation)
 
 
 def gather_pool(embeddings: list[Pooled], comm: Comm) -> tuple[Pooled, int, int]:
     """Join the embeddings of this rank's micro-batches and of every rank, in order of rank.
+
+    One rank alone keeps what the host knows on the host, so nothing waits for the device. Several have to: how many
+    rows each of them holds has to reach the host before they can be gathered.
 
     Returns:
         The whole pool without gradient, and the first row of this rank among its queries and its frames.
@@ -185,7 +195,7 @@ def gather_pool(embeddings: list[Pooled], comm: Comm) -> tuple[Pooled, int, int]
         total += len(part.lengths_B)
     query, query_start = comm.gather_rows(torch.cat([p.query_QD.detach() for p in embeddings]))
     frames, frame_start = comm.gather_rows(torch.cat([p.frames_FD.detach() for p in embeddings]))
-    device = frames.device
+    device = frames.device if comm.world > 1 else torch.device("cpu")
     lengths, video_start = comm.gather_rows(torch.cat([p.lengths_B for p in embeddings]).to(device))
     local_video = torch.cat([p.video_Q + first for p, first in zip(embeddings, firsts, strict=True)])
     videos, _ = comm.gather_rows(local_video.to(device) + video_start)

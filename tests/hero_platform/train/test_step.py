@@ -1,3 +1,4 @@
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -6,8 +7,9 @@ import torch
 from hero_platform.config import OptimConfig
 from hero_platform.feed.loader import Feed, open_stores
 from hero_platform.train.comm import Comm
+from hero_platform.train.optim import clip_gradients
 from hero_platform.train.step import Stepper
-from hero_platform.train.worker import build_module
+from hero_platform.train.worker import build_module, build_optimizer
 
 EXACT = 1e-12  # float64: what is left is rounding
 KINDS = ("mlm", "mfm", "fom", "vsm", "moment_retrieval")
@@ -138,3 +140,19 @@ def test_published_accumulation_scales_every_term(splits, tiny_store, alone, kin
     found, (record,) = splits.gradients(run, [splits.step_of(run, kind)])
     assert_same(found, {name: 2 * grad for name, grad in alone[kind][0].items()})
     assert_same_totals(splits.totals(record), alone[kind][1])  # what is reported stays the loss itself
+
+
+@pytest.mark.parametrize("micro_batch", [0, 4])
+def test_no_step_reads_the_device(splits, tiny_store, monkeypatch, micro_batch):
+    """On a device that has shapes and no data, a step that read anything back (and so waited) would raise."""
+    monkeypatch.setattr(torch, "autocast", lambda *words, **more: contextlib.nullcontext())  # not for this device
+    run = replace(splits.config(tiny_store, micro_batch=micro_batch), precision="fp32")
+    nowhere = torch.device("meta")
+    for kind in KINDS:
+        module = build_module(run).to(nowhere)
+        step = splits.step_of(run, kind)
+        record = Stepper(module, run, Comm(), nowhere).backward(step, Feed(run, open_stores(run), 0, 1)[step])
+        assert {value.device.type for pair in record.values.values() for value in pair} == {"meta"}
+        optimizer = build_optimizer(module, run)
+        clip_gradients(module.parameters(), 1.0)
+        optimizer.step()
