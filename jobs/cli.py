@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -42,11 +42,11 @@ def run_job(program: str, job: Callable[[], int]) -> int:
 
 
 def write_json(path: str | None, result: dict[str, Any]) -> None:
-    """Write a job's result for `--json`."""
+    """Write a job's result for `--json`, whole; folders that are not there are made."""
+    from hero_platform import files
+
     if path:
-        with open(path, "w", encoding="utf-8") as stream:
-            json.dump(result, stream, indent=2)
-            stream.write("\n")
+        files.write_json(path, result)
 
 
 def program_of(module: str) -> str:
@@ -57,6 +57,6 @@ def program_of(module: str) -> str:
 def split_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[Any, list[str]]:
     """The job's own flags, and the dotted overrides that belong to the recipe."""
     own, rest = parser.parse_known_args(argv)
-    if stray := next((word for word in rest if word.startswith("-") and not word.startswith("--")), None):
+    if stray := next((word for word in rest if re.match(r"-[^-\d.]", word)), None):  # -1 is a value
         parser.error(f"unknown flag {stray}")
     return own, rest

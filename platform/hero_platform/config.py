@@ -7,6 +7,7 @@ Fields are of two kinds. *Identity* fields decide the results: the same run name
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass
+from operator import attrgetter
 from typing import Any, Literal
 
 from hero_model.config import HeroConfig, TextIds
@@ -152,13 +153,29 @@ class RunConfig:
         raise ValueError(f"recipe {self.recipe} needs a feature store for corpus {corpus!r}: add --store {corpus}=PATH")
 
 
+LEAST = {
+    1: ("steps", "batch", "pool", "nce_pool", "checkpoint.keep_last", "evaluation.batch", "tracking.log_every"),
+    0: (
+        *("checkpoint.every", "evaluation.every", "evaluation.limit", "schedule.warmup", "scale.num_workers"),
+        *("scale.threads_per_worker", "scale.gpus_per_worker", "scale.prefetch"),
+    ),
+}
+
+
 def check(config: RunConfig) -> None:
     """Refuse sizes that cannot be: one sentence, with the arithmetic."""
     if not config.mixture:
         raise ValueError("the mixture is empty: a run needs at least one task")
-    for name in ("steps", "batch", "pool", "nce_pool"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, not {getattr(config, name)}")
+    for least, names in LEAST.items():
+        for name in names:
+            if (value := attrgetter(name)(config)) < least:
+                raise ValueError(f"{name} must be at least {least}, not {value}")
+    for entry in config.mixture:
+        if entry.task.max_frames > config.model.temporal.max_positions:
+            raise ValueError(
+                f"{entry.key}: max_frames {entry.task.max_frames} is more than the model's "
+                f"temporal.max_positions {config.model.temporal.max_positions}"
+            )
     if config.batch % config.pool:
         raise ValueError(f"batch {config.batch} must be a multiple of pool {config.pool}: pools do not cross steps")
     if config.pool % config.nce_pool:

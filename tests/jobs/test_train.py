@@ -16,6 +16,7 @@ from hero_platform.train.worker import only_one
 from jobs import train
 
 HEAVY = {"torch", "ray", "mlflow", "numpy", "tyro"}
+SHORT = ["pretrain_synthetic", "--store", "synthetic=STORE", "--batch", "8"]
 QUIET = ["--tracking.kind", "none", "--evaluation.every", "0"]
 
 
@@ -63,17 +64,36 @@ def test_own_flags_need_no_heavy_import(words: list[str]):
         (["pretrain_synthetic", "--store", "synthetic=STORE", "--steps", "0"], "steps must be at least 1, not 0"),
         (["pretrain_synthetic", "--store", "synthetic=STORE", "--batch", "8", "--name", "a/b"], "run name 'a/b'"),
         (["pretrain_synthetic", "--store", "synthetic=STORE", "--batch", "8", "--init-from", "it"], "init_from 'it'"),
+        (["pretrain_synthetic", "--store", "synthetic=STORE", "-x"], "unknown flag -x"),
+        ([*SHORT, "--scale.num-workers", "-1"], "scale.num_workers must be at least 0, not -1"),
+        ([*SHORT, "--evaluation.batch", "0"], "evaluation.batch must be at least 1, not 0"),
+        ([*SHORT, "--checkpoint.keep-last", "0"], "checkpoint.keep_last must be at least 1, not 0"),
+        ([*SHORT, "--mixture.2.task.max-frames", "101"], "the model orders at most 100 frames"),
+        ([*SHORT, "--mixture.0.task.max-frames", "600"], "max_frames 600 is more than the model's temporal.max_pos"),
+        ([*SHORT, *(w for i in range(4) for w in (f"--mixture.{i}.weight", "0"))], "every mixture weight is 0"),
     ],
 )
 def test_mistakes_are_one_line(words: list[str], message: str, tiny_store: str, hero_home: Path, capsys):
-    assert train.main([word.replace("STORE", tiny_store) for word in words]) == 2
+    try:
+        code = train.main([word.replace("STORE", tiny_store) for word in words])
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    assert code == 2
     said = capsys.readouterr()
     assert message in said.err and said.err.count("\n") == 1 and said.err.startswith("python -m jobs.train: ")
     assert said.out == "" and not hero_home.exists()
 
 
-def test_dry_run_says_what_would_happen(short: list[str], hero_home: Path, tmp_path: Path, capsys):
+def test_a_value_may_be_negative(short: list[str], tmp_path: Path):
+    """-1 is how a curriculum is switched off (hard_start, span_start)."""
     file = tmp_path / "facts.json"
+    words = ["--mixture.3.task.span-start", "-1", "--dry-run", "--json", str(file)]
+    assert train.main([*short, *words]) == 0
+    assert json.loads(file.read_text())["config"]["mixture"][3]["task"]["span_start"] == -1
+
+
+def test_dry_run_says_what_would_happen(short: list[str], hero_home: Path, tmp_path: Path, capsys):
+    file = tmp_path / "new" / "facts.json"
     assert train.main([*short, "--steps", "30", "--dry-run", "--json", str(file)]) == 0
     said, facts = capsys.readouterr().out, json.loads(file.read_text())
     assert facts["videos_per_step"] == 8 and facts["tokens_per_step"] > 8 * 20

@@ -6,12 +6,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from hero_model.config import HeroConfig, base, debug
 from hero_model.multitask import MultiTaskHero
 from hero_platform import config_io, files, home
 from hero_platform.config import OptimConfig, RunConfig, ScheduleConfig, StoreRef, differences, identity
-from hero_platform.feed.loader import ExampleReader, open_stores
+from hero_platform.feed.loader import ExampleReader, mixture_of, open_stores
 from hero_platform.train import snapshot
+from hero_platform.train.summary import unique_tasks
 
 DEBUG_TOTAL = 200  # updates of the debug schedule: 20 of them must move the loss
 
@@ -73,7 +76,8 @@ def resolve(config: RunConfig) -> RunConfig:
     """Fill in what the stores and the initial weights decide: digests, frame width, vocabulary, special ids.
 
     Raises:
-        ValueError: a store is missing, two stores of the run do not fit together, or a batch is larger than a corpus.
+        ValueError: a store is missing, two stores of the run do not fit together, a batch is larger than a corpus, or
+            the mixture or the model cannot be.
     """
     refs, widths, texts = [], {}, {}
     stores = open_stores(config)
@@ -104,7 +108,15 @@ def resolve(config: RunConfig) -> RunConfig:
     if resolved.init_from:
         folder = weights_of(resolved.init_from)
         resolved = replace(resolved, init_digest=files.sha256_file(files.join(folder, "model.safetensors")))
+    _check_buildable(resolved)
     return resolved
+
+
+def _check_buildable(config: RunConfig) -> None:
+    """Raise ValueError for a mixture or a model that cannot be, before a run takes its name and its folder."""
+    mixture_of(config)
+    with torch.device("meta"):
+        MultiTaskHero(config.model, unique_tasks(config))
 
 
 def weights_of(name: str) -> str:
