@@ -25,6 +25,7 @@ from hero_platform.sources.splits import UNLISTED, content_of, describe_paths, r
 from hero_platform.store.align import Alignment, segment_times
 
 _COMPRESSED = "_compressed"
+_MAX_FRAMES = 1 << 31  # a frame's number beyond that is damage, whatever the video
 
 
 @dataclass(frozen=True)
@@ -251,9 +252,9 @@ def _parse_record(record: Any, interval_s: float) -> tuple[list[Subtitle], list[
     if not subtitles:  # pseudo-segments have frames and no text; their times follow from the frames
         flat = [frame for frames in owned for frame in frames]
         offsets = np.cumsum([0, *map(len, owned)])
+        if not all(owned) or not 0 <= min(flat, default=0) <= max(flat, default=0) < _MAX_FRAMES:
+            raise ValueError("damaged subtitle record: a segment without subtitle and without frames of a video")
         alignment = Alignment(frames=np.array(flat, dtype=np.int64), offsets=offsets)
-        if not all(owned):
-            raise ValueError("damaged subtitle record: a segment without subtitle and without frames")
         subtitles = [Subtitle(start_s, end_s, "") for start_s, end_s in segment_times(alignment, interval_s)]
     return subtitles, tokens, owned
 

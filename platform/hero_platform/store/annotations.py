@@ -17,10 +17,13 @@ from hero_model.packed.draw import hash_id
 from hero_model.text import Variant
 from hero_platform import files
 from hero_platform.sources.base import Annotation, Reject
+from hero_platform.store.align import MAX_TIME_S
 from hero_platform.store.manifest import ANNOTATIONS
 from hero_platform.store.rows import is_text
-from hero_platform.store.schema import ANNOTATION_SCHEMA
+from hero_platform.store.schema import ANNOTATION_SCHEMA, MAX_SEGMENT_TOKENS
 from hero_platform.store.tokens import TokenizerSpec, tokenise
+
+_MAX_LABEL = 1 << 15
 
 
 def write_annotations(
@@ -43,7 +46,8 @@ def write_annotations(
             rejects.append(example)
             continue
         table = tables[example.kind, example.split]
-        problem = f"duplicate id in {example.kind} {example.split}" if example.id in table else _problem(example)
+        repeated = f"duplicate id in {example.kind} {example.split}" if example.id in table else ""
+        problem = repeated or _problem(example, tokenizer.text_ids.vocab_size)
         if problem:
             rejects.append(Reject(example.id, where, problem))
         else:
@@ -64,12 +68,21 @@ def table_entries(root: str) -> list[dict[str, Any]]:
     ]
 
 
-def _problem(example: Annotation) -> str:
-    """Why an example cannot be stored; empty when it can."""
+def _problem(example: Annotation, vocab_size: int) -> str:
+    """Why an example cannot be stored, or would stop a run that reads it; empty when it is good."""
     if example.start_s < 0 or example.end_s < example.start_s:
         return f"time span {example.start_s:g} - {example.end_s:g} s runs backwards"
+    if max(example.start_s, example.end_s) >= MAX_TIME_S:
+        return f"time span {example.start_s:g} - {example.end_s:g} s is not in a video"
     if not all(map(is_text, (example.id, example.split, example.video, example.text, *example.answers))):
         return "undecodable text"
+    for ids in (example.tokens or [], *(example.answers_tokens or [])):
+        if len(ids) > MAX_SEGMENT_TOKENS:
+            return f"a text of {len(ids)} tokens, at most {MAX_SEGMENT_TOKENS} fit the model"
+        if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+            return f"a token id outside [0, {vocab_size})"
+    if example.label is not None and not 0 <= example.label < _MAX_LABEL:
+        return f"label {example.label} is not an answer's number"
     return ""
 
 

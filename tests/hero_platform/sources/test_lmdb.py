@@ -234,6 +234,7 @@ def test_damaged_features_are_one_reject(small, value, reason):
         text_of(record_of(unique_sub2frames=[[1, [0]]])),
         text_of(record_of(unique_sub2frames=[[0, ["a"]]])),
         text_of(record_of(sub=[], unique_sub2frames=[[0, []]])),
+        text_of(record_of(sub=[], unique_sub2frames=[[0, [2**63]]])),
         text_of(record_of(sub=[{"text": "hi", "start": "soon", "end": 1}])),
     ],
 )

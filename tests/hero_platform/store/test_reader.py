@@ -103,12 +103,22 @@ def test_a_new_table_of_a_finished_store(copy):
         Annotation("statements", "val", "s1", "val-000000", "b"),
         Annotation("statements", "val", "s3", "val-000000", "b", start_s=3, end_s=2),
         Annotation("statements", "val", "s4", "val-000000", "b\udc80"),
+        Annotation("statements", "val", "s5", "val-000000", "b", start_s=0, end_s=float("inf")),
+        Annotation("statements", "val", "s6", "val-000000", "b", tokens=[4, 7]),
+        Annotation("statements", "val", "s7", "val-000000", "b", answers_tokens=[[4], [-1]]),
+        Annotation("statements", "val", "s8", "val-000000", "b", tokens=[4] * 512),
+        Annotation("statements", "val", "s9", "val-000000", "b", label=2**40),
     ]
     rejects = write_annotations(str(copy), examples, tokenizer, {"val-000000"}, "here")
     assert [(reject.id, reject.reason.split()[0]) for reject in rejects] == [
         ("s1", "duplicate"),
         ("s3", "time"),
         ("s4", "undecodable"),
+        ("s5", "time"),
+        ("s6", "a"),
+        ("s7", "a"),
+        ("s8", "a"),
+        ("s9", "label"),
     ]
     store = FeatureStore.open(str(copy))
     table = store.annotations("statements", "val")
