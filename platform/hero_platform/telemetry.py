@@ -29,7 +29,6 @@ class Progress:
 
     def __init__(self, name: str, *, start: int, total: int, stream: TextIO | None = None) -> None:
         self._name = name
-        self._start = start
         self._total = total
         self._stream = stream or sys.stderr
         self._began: float | None = None  # of the second step seen: the first one pays for warming up

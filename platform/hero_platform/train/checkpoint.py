@@ -29,10 +29,8 @@ from hero_platform.train.snapshot import (
     FORMAT,
     STEP_FOLDER,
     TENSOR_FILES,
-    Snapshot,
     checkpoints,
     digest_of,
-    latest,
     load,
     score_of,
 )
@@ -47,10 +45,12 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpointer:
-    """Writes, keeps and finds the checkpoints of one run; only rank 0 has one.
+    """Writes and keeps the checkpoints of one run; only rank 0 has one.
 
     Args:
         root: the run's checkpoint folder, local or `s3://`.
+        resumed_from: updates behind the checkpoint this start goes on from: later ones were damaged (`latest` skipped
+            them). None: there is no such doubt.
         keep_last: how many of the newest to keep; the best is kept besides.
         config: the resolved run, stored with each checkpoint.
         best_metric: name of the score, for the record.
@@ -63,6 +63,7 @@ class Checkpointer:
         self,
         root: str,
         *,
+        resumed_from: int | None = None,
         keep_last: int = 2,
         config: Mapping[str, Any] | None = None,
         best_metric: str = "",
@@ -77,16 +78,11 @@ class Checkpointer:
         self._metric, self._sign = best_metric, 1.0 if best_mode == "max" else -1.0
         self._before_publish = before_publish
         self._buffers: dict[str, HostBuffer] | None = None
-        self._damaged: set[int] = set()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         files.makedirs(root)
         self._remove_leftovers()
-
-    def latest(self) -> Snapshot | None:
-        """The newest checkpoint that verifies, loaded; damaged ones are skipped with a logged reason."""
-        self.wait()
-        return latest(self._root, self._damaged)
+        self._damaged = {step for step in checkpoints(root) if resumed_from is not None and step > resumed_from}
 
     def prepare(self, model_state: Mapping[str, Tensor], optim_tensors: Mapping[str, Tensor]) -> None:
         """Allocate and touch the host memory `save` copies into. Call it before the first step."""

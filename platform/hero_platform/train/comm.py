@@ -36,8 +36,3 @@ class Comm:
         dist.all_gather(parts, widest)
         start = sum(counts[: self.rank])
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]), start
-
-    def barrier(self) -> None:
-        """Wait for every rank."""
-        if self.world > 1:
-            dist.barrier()

@@ -91,9 +91,9 @@ class Validator:
         """Make every rank name the same metrics, also one that had no batch to run."""
         if self._comm.world == 1:
             return stats
-        names: list[list[str] | None] = [None] * self._comm.world
-        torch.distributed.all_gather_object(names, sorted(stats))
-        known = sorted({name for of_rank in names for name in of_rank or ()})
+        own = "".join(f"{name}\n" for name in stats).encode()  # as bytes: objects would travel as pickles (D6)
+        names, _ = self._comm.gather_rows(torch.tensor(list(own), dtype=torch.uint8, device=self._device))
+        known = sorted(set(bytes(names.tolist()).decode().split()))
         return {name: stats.get(name, torch.zeros(2, dtype=torch.float64)) for name in known}
 
     def _reduce(

@@ -82,15 +82,13 @@ def load(path: str) -> Snapshot:
     return Snapshot(path, commit["step"], tensors[0], tensors[1], state, config)
 
 
-def latest(root: str, damaged: set[int] | None = None) -> Snapshot | None:
-    """The newest checkpoint that verifies, loaded; damaged ones are skipped with a logged reason (into `damaged`)."""
-    for step, path in reversed(checkpoints(root).items()):
+def latest(root: str) -> Snapshot | None:
+    """The newest checkpoint that verifies, loaded; damaged ones are skipped with a logged reason."""
+    for path in reversed(checkpoints(root).values()):
         try:
             return load(path)
         except ValueError as error:
             logger.error("skipping checkpoint: %s", error)
-            if damaged is not None:
-                damaged.add(step)
     return None
 
 

@@ -100,6 +100,7 @@ def train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
         _note_start(config, around, start, threads)
         writer = Checkpointer(
             root,
+            resumed_from=start,
             keep_last=config.checkpoint.keep_last,
             config=config_io.to_dict(config),
             best_metric=HEADLINE,

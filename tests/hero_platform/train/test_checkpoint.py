@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from hero_platform import files
 from hero_platform.train.checkpoint import Checkpointer, CheckpointError
 from hero_platform.train.host_buffer import HostBuffer
-from hero_platform.train.snapshot import checkpoints, choose, load
+from hero_platform.train.snapshot import checkpoints, choose, latest, load
 
 
 def _weights(seed: int) -> dict[str, torch.Tensor]:
@@ -63,11 +63,10 @@ def _entries(root: str) -> list[str]:
 
 def test_what_is_saved_comes_back(root):
     writer = Checkpointer(root, config={"name": "r"})
-    assert writer.latest() is None
+    assert latest(root) is None
     _save(writer, 3)
     writer.close()
-    reader = Checkpointer(root)
-    snapshot = reader.latest()
+    snapshot = latest(root)
     _assert_is(snapshot, 3)
     assert snapshot.config == {"name": "r"}
     assert sorted(files.listdir(snapshot.path)) == [
@@ -88,7 +87,7 @@ def test_the_copy_is_taken_at_the_call(root):
     for tensor in (*weights.values(), *moments.values()):
         tensor.fill_(77)
     writer.wait()
-    _assert_is(writer.latest(), 1)
+    _assert_is(latest(root), 1)
 
 
 def test_file_is_what_the_safetensors_library_reads(tmp_path):
@@ -159,9 +158,8 @@ def test_a_damaged_checkpoint_is_skipped_with_a_reason(root, name, how, caplog):
     _save(writer, 20)
     writer.close()
     _damage(root, 20, name, how)
-    resumed = Checkpointer(root)
     with caplog.at_level(logging.ERROR):
-        snapshot = resumed.latest()
+        snapshot = latest(root)
     _assert_is(snapshot, 10)
     if (name, how) != ("checksums.json", "missing"):  # without it there is no checkpoint to speak of
         assert "skipping checkpoint" in caplog.text and f"step_00000020/{name}" in caplog.text
@@ -198,8 +196,8 @@ def test_a_run_that_went_back_replaces_what_was_damaged(root):
     _save(writer, 20, 0.9)
     writer.close()
     _damage(root, 20, "model.safetensors", "flip")
-    writer = Checkpointer(root, keep_last=1)
-    assert writer.latest().step == 10
+    assert latest(root).step == 10
+    writer = Checkpointer(root, keep_last=1, resumed_from=10)
     _save(writer, 15, 0.05)
     writer.wait()
     assert list(checkpoints(root)) == [10, 15]
@@ -210,12 +208,25 @@ def test_a_run_that_went_back_replaces_what_was_damaged(root):
     _assert_is(load(choose(root, "best")), 20)
 
 
+def test_a_damaged_checkpoint_is_not_kept_for_a_good_one(root):
+    """The next save may lie behind the damaged step: then that one must not push a good one out of the last K."""
+    writer = Checkpointer(root)
+    _save(writer, 10)
+    _save(writer, 20)
+    writer.close()
+    _damage(root, 20, "model.safetensors", "flip")
+    writer = Checkpointer(root, keep_last=2, resumed_from=latest(root).step)
+    _save(writer, 25)
+    writer.close()
+    assert list(checkpoints(root)) == [10, 25]
+
+
 def test_a_damaged_step_is_written_again(root):
     writer = Checkpointer(root)
     _save(writer, 10)
     writer.wait()
     _damage(root, 10, "optim.safetensors", "cut")
-    assert writer.latest() is None
+    assert latest(root) is None
     _save(writer, 10)
     writer.close()
     _assert_is(load(choose(root, "last")), 10)
@@ -261,13 +272,14 @@ def test_what_a_dead_writer_left_is_removed(root):
     assert list(checkpoints(root)) == [10]
     writer = Checkpointer(root)
     assert _entries(root) == ["step_00000010"]
-    _assert_is(writer.latest(), 10)
+    _assert_is(latest(root), 10)
 
 
 CHILD = """
 import sys, time, torch
 torch.set_num_threads(1)
 from hero_platform.train.checkpoint import Checkpointer
+from hero_platform.train.snapshot import latest
 root, stop_at = sys.argv[1], int(sys.argv[2])
 step = 0
 def before():
@@ -275,7 +287,7 @@ def before():
         print("inside", flush=True)
         time.sleep(600)
 writer = Checkpointer(root, before_publish=before)
-found = writer.latest()
+found = latest(root)
 step = found.step if found else 0
 while True:
     step += 1
@@ -318,6 +330,6 @@ def test_killed_in_the_middle_of_a_write(tmp_path):
             snapshot = load(path)
             assert torch.equal(snapshot.model["w"], torch.full((200_000,), float(snapshot.step)))
             assert torch.equal(snapshot.optim["m.w"], torch.full((200_000,), -float(snapshot.step)))
-    writer = Checkpointer(root)
-    assert writer.latest().step == reached
+    Checkpointer(root).close()
+    assert latest(root).step == reached
     assert all(name.startswith("step_") and ".tmp-" not in name for name in os.listdir(root))
