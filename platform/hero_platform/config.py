@@ -75,7 +75,7 @@ class ScaleConfig:
 
     num_workers: int = execution(0)  # 0: this process, no Ray cluster
     threads_per_worker: int = execution(0)  # 0: the node's cores over its workers
-    micro_batch: int = execution(0)  # videos in memory at once; 0: this rank's whole share of a pool
+    micro_batch: int = execution(0)  # videos run at once (D4); 0: this rank's whole share of a pool
     gpus_per_worker: float = execution(0.0)
     max_failures: int = execution(3)  # worker-group restarts before the run fails
     deterministic: bool = execution(True)

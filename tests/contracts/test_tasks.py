@@ -21,14 +21,6 @@ AT = At(seed=11, step=2)
 VIDEOS, SEGMENTS, WORDS, OWNED, FRAMES, WIDTH = 4, 3, 4, 3, 10, 24  # one frame of each video is unmatched
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def _examples(kind: str) -> Examples:
     draw = np.random.default_rng(8)
     ids = tuple(f"video_{i}" for i in range(VIDEOS))

@@ -23,14 +23,6 @@ TEXT = TextIds(mask=99, vocab_size=100, random_low=4, random_high=90)
 WIDTH = 8
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def _model(*tasks, seed: int = 0) -> MultiTaskHero:
     torch.manual_seed(seed)
     stack = EncoderConfig(num_layers=1, num_heads=2, intermediate_size=16, max_positions=600)

@@ -85,6 +85,46 @@ def test_import_contracts_hold():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+IMPORTERS = {  # only these files import it, as docs/architecture.md says
+    "ray": {"store/build.py", "store/reader.py", "train/on_ray.py"},
+    "mlflow": {"tracking/mlflow_tracker.py"},
+    "tyro": {"config_io.py"},
+    "pydantic": {"config_io.py"},
+    "tokenizers": {"hero_model/text.py"},
+    "transformers": set(),
+    "safetensors": {"hero_model/official.py", "train/snapshot.py"},
+    "pickle": set(),
+}
+
+
+def _imported(path: Path) -> set[str]:
+    """Top-level names of everything a file imports, inside functions too, types apart."""
+    tree = ast.parse(path.read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+    modules = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    modules += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return {module.split(".")[0] for module in modules}
+
+
+def test_libraries_are_imported_where_the_documents_say():
+    importers = {library: {path for path in SOURCE if library in _imported(path)} for library in IMPORTERS}
+    names = {
+        library: {_name(path).removeprefix("platform/hero_platform/") for path in paths}
+        for library, paths in importers.items()
+    }
+    assert names == IMPORTERS
+
+
+def test_nothing_travels_as_a_pickle():
+    """Design D6: neither NumPy's and torch's own readers nor object collectives may unpickle."""
+    unpickles = re.compile(r"allow_pickle\s*=\s*True|weights_only\s*=\s*False|(gather|broadcast)_object(_list)?\(")
+    assert [_name(path) for path in SOURCE if unpickles.search(path.read_text("utf-8"))] == []
+    reads = [line for path in SOURCE for line in path.read_text("utf-8").splitlines() if "torch.load(" in line]
+    assert [line for line in reads if "weights_only=True" not in line] == []
+
+
 def _fenced_tree(text: str) -> list[str]:
     """Paths in the fenced block of a document that starts with a `tree` fence, joined by indentation."""
     block = re.search(r"```tree\n(.*?)```", text, re.DOTALL)

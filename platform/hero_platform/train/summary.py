@@ -63,6 +63,7 @@ def summary(config: RunConfig) -> dict[str, Any]:
     resident = config.scale.micro_batch or -(-config.pool // workers)
     layers = config.model.cross.num_layers + config.model.temporal.num_layers
     activations = resident * rows * config.model.hidden_size * layers * ACTIVATION_FACTOR * width
+    loaded = -(-config.batch // workers) * frame_bytes * (1 + max(config.scale.prefetch, 1))  # this step and the next
     return {
         "name": config.name,
         "recipe": config.recipe,
@@ -74,7 +75,7 @@ def summary(config: RunConfig) -> dict[str, Any]:
         "mixture": entries,
         "workers": config.scale.num_workers,
         "micro_batch_videos": resident,
-        "memory_bytes_per_worker": round(parameters * width * ADAM_COPIES + activations + resident * frame_bytes),
+        "memory_bytes_per_worker": round(parameters * width * ADAM_COPIES + activations + loaded),
         "feature_bytes_read": round(frame_bytes * config.batch * config.steps),
         "checkpoint_bytes": parameters * width * (ADAM_COPIES - 1),
     }
