@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, BinaryIO
 
 TEMP_SUFFIX = ".partial"
 _CHUNK = 4 << 20  # bytes read at a time when hashing or copying
@@ -93,6 +93,15 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         return Path(path).read_bytes()
     fs, inner = filesystem(path)
     return bytes(fs.cat_file(inner))
+
+
+def open_read(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading in parts. Raises FileNotFoundError when it is not there."""
+    if not is_remote(path):
+        return open(path, "rb")
+    fs, inner = filesystem(path)
+    stream: BinaryIO = fs.open(inner, "rb", block_size=_CHUNK)
+    return stream
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -209,12 +218,7 @@ def copy_tree(src: str | os.PathLike[str], dest: str | os.PathLike[str]) -> None
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """Hex SHA-256 of a file, read in blocks."""
     digest = hashlib.sha256()
-    if is_remote(path):
-        fs, inner = filesystem(path)
-        stream = fs.open(inner, "rb", block_size=_CHUNK)
-    else:
-        stream = open(path, "rb")
-    with stream:
+    with open_read(path) as stream:
         while block := stream.read(_CHUNK):
             digest.update(block)
     return digest.hexdigest()

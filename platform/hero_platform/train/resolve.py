@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -113,10 +113,13 @@ def resolve(config: RunConfig) -> RunConfig:
 
 
 def _check_buildable(config: RunConfig) -> None:
-    """Raise ValueError for a mixture or a model that cannot be, before a run takes its name and its folder."""
+    """Raise ValueError for a mixture or weights that do not fit the model, before a run takes its name and folder."""
     mixture_of(config)
     with torch.device("meta"):
-        MultiTaskHero(config.model, unique_tasks(config))
+        module = MultiTaskHero(config.model, unique_tasks(config))
+    if config.init_from:
+        folder = weights_of(config.init_from)
+        _shared(module, snapshot.shapes(folder), folder)
 
 
 def weights_of(name: str) -> str:
@@ -170,18 +173,25 @@ def load_weights(module: MultiTaskHero, config: RunConfig) -> str:
     folder = weights_of(config.init_from)
     source = snapshot.load(folder).model
     own = module.state_dict()
-    shared = {name: tensor for name, tensor in source.items() if name in own}
-    if not shared:
-        raise ValueError(f"{folder} holds no weight of this model; its first names are {sorted(source)[:3]}")
-    for name, tensor in shared.items():
-        if tensor.shape != own[name].shape:
-            raise ValueError(
-                f"{folder}: {name} has shape {tuple(tensor.shape)} there and {tuple(own[name].shape)} in this run; "
-                "use the same --model and a store of the same features and tokenizer"
-            )
-    module.load_state_dict(shared, strict=False)
+    shared = _shared(module, {name: tuple(tensor.shape) for name, tensor in source.items()}, folder)
+    module.load_state_dict({name: source[name] for name in shared}, strict=False)
     fresh, unused = sorted(set(own) - set(shared)), sorted(set(source) - set(own))
     return f"weights from {folder}: {len(shared)} tensors; new: {_heads(fresh)}; not used: {_heads(unused)}"
+
+
+def _shared(module: MultiTaskHero, source: Mapping[str, tuple[int, ...]], folder: str) -> list[str]:
+    """Names of the weights that `module` takes from a checkpoint with these shapes, or ValueError: see above."""
+    own = module.state_dict()
+    shared = [name for name in source if name in own]
+    if not shared:
+        raise ValueError(f"{folder} holds no weight of this model; its first names are {sorted(source)[:3]}")
+    for name in shared:
+        if source[name] != tuple(own[name].shape):
+            raise ValueError(
+                f"{folder}: {name} has shape {source[name]} there and {tuple(own[name].shape)} in this run; "
+                "use the same --model and a store of the same features and tokenizer"
+            )
+    return shared
 
 
 def _heads(names: Sequence[str]) -> str:

@@ -92,6 +92,22 @@ def latest(root: str) -> Snapshot | None:
     return None
 
 
+def shapes(path: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of a checkpoint's weights by name, from the head of their file; nothing is verified.
+
+    Raises:
+        ValueError: the head is damaged.
+    """
+    where = files.join(path, TENSOR_FILES[0])
+    with _explained(where), files.open_read(where) as stream:
+        try:
+            size = min(int.from_bytes(stream.read(8), "little"), files.size_of(where))
+            head = json.loads(stream.read(size))
+            return {name: tuple(entry["shape"]) for name, entry in head.items() if name != "__metadata__"}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{where} is damaged: {error}") from error
+
+
 def digest_of(commit: Mapping[str, Any]) -> str:
     """Hex SHA-256 of the commit record itself, so that a flipped bit in it is found too."""
     return hashlib.sha256(json.dumps(commit, sort_keys=True).encode()).hexdigest()

@@ -20,6 +20,7 @@ from hero_platform.train.resolve import (
     with_model,
     with_stores,
 )
+from hero_platform.train.snapshot import shapes
 from hero_platform.train.worker import Surroundings, build_module, train
 
 
@@ -188,3 +189,11 @@ def test_weights_that_do_not_fit(run, tmp_path):
     refused(r"hero.mask.rows.weight has shape \(2, 4\) there and \(2, 16\) in this run", load_weights, module, narrow)
     foreign = replace(run, init_from=saved(str(tmp_path / "foreign"), {"encoder.w": rows}))
     refused(r"holds no weight of this model; its first names are \['encoder.w'\]", load_weights, module, foreign)
+    for wrong in (narrow, foreign):  # before the run takes its name, from the file's head alone
+        refused("has shape|holds no weight", resolve, wrong)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 40, (12).to_bytes(8, "little") + b"[1, 2, 3, 4]"])
+def test_a_damaged_head_of_weights(tmp_path, content):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    refused("model.safetensors is damaged", shapes, str(tmp_path))
