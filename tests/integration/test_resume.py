@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import random
 import signal
 from pathlib import Path
@@ -57,8 +59,23 @@ def assert_nothing_left(runs: Any, name: str, temporary: set[Path]) -> None:
 
 
 def temporary_folders() -> set[Path]:
-    """What runs keep outside their folder while they live."""
-    return {path for pattern in ("hero-ray-*", "hero-train-*") for path in Path("/tmp").glob(pattern)}
+    """What dead runs left outside their folder; those of runs that live, here or in another checkout, are locked."""
+    found = [path for pattern in ("hero-ray-*", "hero-train-*") for path in Path("/tmp").glob(pattern)]
+    return {path for path in found if not is_locked(path)}
+
+
+def is_locked(folder: Path) -> bool:
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:  # its run ended meanwhile
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def status_of(runs: Any, name: str) -> str:
