@@ -14,7 +14,7 @@ import pytest
 from hero_platform import files
 from hero_platform.train import snapshot
 
-STEPS = 40
+STEPS = 100
 SETTINGS = [
     *("--steps", str(STEPS), "--checkpoint.every", "6", "--tracking.log-every", "2"),
     *("--evaluation.every", "15", "--evaluation.limit", "8"),
@@ -128,7 +128,9 @@ def test_workers(ray_session, runs, tracking_database):
     assert starts == 2 and "workers stopped (worker" in runs.said("broken")
 
     process = runs.start("broken", *two)
-    runs.hit(process, "broken", STEPS - 8, signal.SIGINT)
+    begun = runs.home / "runs" / "broken" / "starts"
+    runs.until(lambda: len(list(begun.iterdir())) > starts, process)  # the workers of the killed driver are gone
+    runs.hit(process, "broken", runs.step("broken") + 1, signal.SIGINT)
     assert process.wait() == 130
     committed = runs.step("broken")
     assert f"run broken interrupted at step {committed}, went on from step" in runs.said("broken")

@@ -34,7 +34,7 @@ MESSAGES_FILE = "workers.log"  # warnings of the workers and of their restarts, 
 STOP_FILE = "stop"  # the driver writes it, rank 0 looks for it
 HEALTH_CHECK_S = "0.5"  # how soon Ray Train notices a dead worker
 GROUP_START_TIMEOUT_S = "120"
-LOOK_EVERY_S = 0.5  # at the workers' files in a local folder
+LOOK_EVERY_S = 0.2  # at the workers' files in a local folder
 REMOTE_LOOK_EVERY_S = 5.0
 
 
