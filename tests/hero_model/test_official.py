@@ -21,12 +21,12 @@ from hero_model.official import (
     fit_config,
     from_official,
     load_official,
-    load_roberta,
     official_name,
     read_state,
     renamed,
     to_official,
 )
+from hero_model.roberta import load_roberta
 
 CFG = replace(debug(), frame_dim=16, vocab_size=104, hidden_size=32)
 WORDS = "v_encoder.f_encoder.embeddings.word_embeddings.weight"

@@ -10,6 +10,7 @@ from parity import golden, packed
 from safetensors.torch import load_file
 
 from hero_model import official
+from hero_model.roberta import load_roberta
 from hero_platform.train import optim
 
 ROBERTA = golden.files("roberta_init/info.json")
@@ -72,7 +73,7 @@ def test_roberta_initialisation(path, errors):
     model = packed.all_heads(cfg)
     before = {name: tensor.clone() for name, tensor in official.to_official(model.state_dict()).items()}
     assert {name: list(tensor.shape) for name, tensor in before.items()} == shapes
-    report = official.load_roberta(model, path.with_name("roberta_ckpt.safetensors"))
+    report = load_roberta(model, path.with_name("roberta_ckpt.safetensors"))
     assert (report.missing, report.unexpected) == ((), ())
     after, want = official.to_official(model.state_dict()), load_file(path.with_name("after_load.safetensors"))
     for name, tensor in want.items():
