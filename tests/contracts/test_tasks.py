@@ -89,7 +89,10 @@ def test_loss_is_finite_and_reaches_every_parameter_of_the_head(kind: str):
     assert torch.isfinite(loss) and loss > 0
     loss.backward()
     (head,) = model.heads.values()
+    ranks_only = getattr(TASKS[kind](), "span_weight", 1) == 0  # then the head it shares has parts for moments too
     for name, parameter in head.named_parameters():
+        if ranks_only and name.split(".")[0] in ("span_query", "start", "end"):
+            continue
         assert parameter.grad is not None, f"{name} has no gradient"
         assert torch.isfinite(parameter.grad).all()
         assert (parameter.grad != 0).any(), f"{name} has a zero gradient"

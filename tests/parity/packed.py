@@ -19,7 +19,7 @@ from hero_model.multitask import MultiTaskHero
 from hero_model.packed.batch import Examples, VideoRows
 from hero_model.packed.masking import FrameOrder, TokenMask
 from hero_model.packed.pack import Texts, offsets_of
-from hero_model.tasks import Fom, Mfm, Mlm, MomentRetrieval, Vsm
+from hero_model.tasks import Fom, Mfm, Mlm, MomentRetrieval, VideoRetrieval, Vsm
 from hero_model.tasks.alignment import Alignment, AlignmentBatch, Queries
 from hero_model.tasks.base import At, Task, TaskBatch
 
@@ -85,7 +85,7 @@ def task_of(kind: str, *, context: int = 0, ranking: Ranking | None = None, vide
     }
     if kind == "vsm":
         return Vsm(max_tokens=10**6, **common)
-    return MomentRetrieval(video_only=video_only, **common)
+    return (VideoRetrieval if kind == "vr" else MomentRetrieval)(video_only=video_only, **common)
 
 
 def rows_of(videos: Sequence[Video]) -> VideoRows:

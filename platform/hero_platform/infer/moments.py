@@ -22,7 +22,8 @@ from hero_platform import files
 from hero_platform.config import RunConfig
 from hero_platform.infer.embed import Embedder
 from hero_platform.infer.retrieve import Decoding, retrieve
-from hero_platform.store.reader import AnnotationTable, FeatureStore
+from hero_platform.store.reader import FeatureStore
+from hero_platform.store.table import AnnotationTable
 from hero_platform.train import snapshot
 from hero_platform.train.summary import unique_tasks
 

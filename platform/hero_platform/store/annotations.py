@@ -19,7 +19,7 @@ from hero_platform import files
 from hero_platform.sources.base import Annotation, Reject
 from hero_platform.store.manifest import ANNOTATIONS
 from hero_platform.store.rows import is_text
-from hero_platform.store.schema import ANNOTATION_SCHEMA
+from hero_platform.store.schema import ANNOTATION_SCHEMA, OPTIONAL_ANNOTATION_FIELDS
 from hero_platform.store.tokens import TokenizerSpec, tokenise
 
 
@@ -68,7 +68,10 @@ def _problem(example: Annotation) -> str:
     """Why an example cannot be stored; empty when it can."""
     if example.start_s < 0 or example.end_s < example.start_s:
         return f"time span {example.start_s:g} - {example.end_s:g} s runs backwards"
-    if not all(map(is_text, (example.id, example.split, example.video, example.text, *example.answers))):
+    if any(start_s < 0 or end_s < start_s for start_s, end_s in example.spans):
+        return f"one of its time spans runs backwards: {example.spans}"
+    words = (example.id, example.split, example.video, example.text, example.tag, example.group, *example.answers)
+    if not all(map(is_text, words)):
         return "undecodable text"
     return ""
 
@@ -93,9 +96,15 @@ def _write_table(
         ],
         "label": [row.label for row in rows],
     }
-    batch = pa.record_batch(
-        [pa.array(columns[field.name], field.type) for field in ANNOTATION_SCHEMA], schema=ANNOTATION_SCHEMA
-    )
+    optional: dict[str, list[Any]] = {
+        "spans_s": [[time for span in row.spans for time in span] for row in rows],
+        "tag": [row.tag for row in rows],
+        "group": [row.group for row in rows],
+    }
+    said = [field for field in OPTIONAL_ANNOTATION_FIELDS if any(optional[field.name])]
+    schema = pa.schema([*ANNOTATION_SCHEMA, *said])
+    columns |= optional
+    batch = pa.record_batch([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
     data = ipc_bytes(batch)
     digest = hashlib.sha256(data).hexdigest()
     folder = files.join(root, ANNOTATIONS, kind)

@@ -17,12 +17,13 @@ import numpy as np
 import pyarrow as pa
 
 from hero_model.config import TextIds
-from hero_model.packed.batch import Notes, VideoRows
+from hero_model.packed.batch import VideoRows
 from hero_platform import files
 from hero_platform.store.annotations import table_entries
 from hero_platform.store.cache import ShardCache
 from hero_platform.store.manifest import ANNOTATIONS, INDEX, REJECTS, Manifest
 from hero_platform.store.shard import read_shard
+from hero_platform.store.table import AnnotationTable, concatenate, numpy_of, offsets_of
 
 if TYPE_CHECKING:
     import ray.data
@@ -45,7 +46,7 @@ class StoreIndex:
     def of(cls, table: pa.Table) -> StoreIndex:
         """Views of the columns of `schema.INDEX_SCHEMA`."""
         names = ("key", "shard", "row", "duration_s", "num_frames", "num_segments", "num_tokens")
-        return cls(table, *(_numpy(table.column(name)) for name in names))
+        return cls(table, *(numpy_of(table.column(name)) for name in names))
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -96,15 +97,15 @@ class _Shard:
         vectors = frames.values
         width = vectors.type.list_size
         return cls(
-            interval_s=_numpy(batch.column("interval_s")),
-            frames=_numpy(vectors.values).reshape(-1, width),
+            interval_s=numpy_of(batch.column("interval_s")),
+            frames=numpy_of(vectors.values).reshape(-1, width),
             frame_offsets=frames.offsets.to_pylist(),
-            tokens=_numpy(batch.column("tokens").values),
+            tokens=numpy_of(batch.column("tokens").values),
             token_offsets=batch.column("tokens").offsets.to_pylist(),
-            segment_num_tokens=_numpy(batch.column("segment_num_tokens").values),
-            segment_num_frames=_numpy(batch.column("segment_num_frames").values),
+            segment_num_tokens=numpy_of(batch.column("segment_num_tokens").values),
+            segment_num_frames=numpy_of(batch.column("segment_num_frames").values),
             segment_offsets=batch.column("segment_num_tokens").offsets.to_pylist(),
-            segment_frames=_numpy(batch.column("segment_frames").values),
+            segment_frames=numpy_of(batch.column("segment_frames").values),
             segment_frame_offsets=batch.column("segment_frames").offsets.to_pylist(),
         )
 
@@ -188,13 +189,13 @@ class FeatureStore:
             ids=tuple(self.index.ids[wanted].tolist()),
             keys=self.index.keys[wanted],
             interval_s=np.asarray(interval_s, dtype=np.float64),
-            frames=_concatenate(frames, np.empty((0, self.frame_dim), dtype)),
-            frame_offsets=_offsets(np.array([len(part) for part in frames], dtype=np.int64)),
-            segment_offsets=_offsets(np.array([len(part) for part in num_tokens], dtype=np.int64)),
-            tokens=_concatenate(tokens, np.empty(0, np.int32)),
-            token_offsets=_offsets(_concatenate(num_tokens, np.empty(0, np.int32))),
-            segment_frames=_concatenate(segment_frames, np.empty(0, np.int32)).astype(np.int64),
-            segment_frame_offsets=_offsets(_concatenate(num_frames, np.empty(0, np.int32))),
+            frames=concatenate(frames, np.empty((0, self.frame_dim), dtype)),
+            frame_offsets=offsets_of(np.array([len(part) for part in frames], dtype=np.int64)),
+            segment_offsets=offsets_of(np.array([len(part) for part in num_tokens], dtype=np.int64)),
+            tokens=concatenate(tokens, np.empty(0, np.int32)),
+            token_offsets=offsets_of(concatenate(num_tokens, np.empty(0, np.int32))),
+            segment_frames=concatenate(segment_frames, np.empty(0, np.int32)).astype(np.int64),
+            segment_frame_offsets=offsets_of(concatenate(num_frames, np.empty(0, np.int32))),
         )
 
     def annotations(self, kind: str, split: str) -> AnnotationTable:
@@ -273,67 +274,6 @@ class FeatureStore:
             return self._open[number]
 
 
-@dataclass(frozen=True)
-class AnnotationTable:
-    """N examples of one kind and split, columns as in `schema.ANNOTATION_SCHEMA`."""
-
-    kind: str
-    split: str
-    table: pa.Table
-    digest: str  # hex SHA-256 of the table's file
-    keys: np.ndarray  # [N] uint64, hash of the id
-    tokens: np.ndarray  # [T] int32, text after text, without special ids
-    token_offsets: np.ndarray  # [N + 1] int64
-    spans_s: np.ndarray  # [N, 2] float64 seconds, NaN where hidden
-    labels: np.ndarray  # [N] int64, -1 where hidden
-    video_rows: np.ndarray  # [N] int64, row of the store, -1 where the video is hidden or not in the store
-
-    @classmethod
-    def of(cls, table: pa.Table, entry: dict[str, Any], index: StoreIndex) -> AnnotationTable:
-        """Join a table with the rows of its store."""
-        table = table.combine_chunks()
-        tokens = _one_chunk(table.column("tokens"))
-        rows = [index.row_of.get(video, -1) for video in table.column("video").to_pylist()]
-        return cls(
-            kind=entry["kind"],
-            split=entry["split"],
-            table=table,
-            digest=entry["sha256"],
-            keys=_numpy(table.column("key")),
-            tokens=_numpy(tokens.values),
-            token_offsets=_numpy(tokens.offsets).astype(np.int64),
-            spans_s=np.stack([_numpy(table.column("start_s")), _numpy(table.column("end_s"))], axis=1),
-            labels=np.array([-1 if label is None else label for label in table.column("label").to_pylist()], np.int64),
-            video_rows=np.array(rows, dtype=np.int64),
-        )
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    @cached_property
-    def ids(self) -> np.ndarray:
-        """[N] strings, as objects."""
-        return self.table.column("id").to_numpy(zero_copy_only=False)
-
-    @cached_property
-    def videos(self) -> np.ndarray:
-        """[N] ids of videos, as objects; empty where hidden."""
-        return self.table.column("video").to_numpy(zero_copy_only=False)
-
-    def notes(self, indices: Sequence[int] | np.ndarray) -> Notes:
-        """B examples as the tasks take them; the videos are `store.rows(table.video_rows[indices])`."""
-        wanted = np.asarray(indices, dtype=np.int64)
-        starts, ends = self.token_offsets[wanted].tolist(), self.token_offsets[wanted + 1].tolist()
-        texts = [self.tokens[start:end] for start, end in zip(starts, ends, strict=True)]
-        return Notes(
-            ids=tuple(self.ids[wanted].tolist()),
-            keys=self.keys[wanted],
-            tokens=_concatenate(texts, np.empty(0, np.int32)),
-            token_offsets=_offsets(np.array([len(text) for text in texts], dtype=np.int64)),
-            spans_s=self.spans_s[wanted],
-        )
-
-
 def _cut(shard: _Shard, row: int) -> tuple[Any, ...]:
     """Views of one row: interval, frames, tokens, tokens and frames per segment, frame indices."""
     segments = slice(shard.segment_offsets[row], shard.segment_offsets[row + 1])
@@ -345,26 +285,3 @@ def _cut(shard: _Shard, row: int) -> tuple[Any, ...]:
         shard.segment_num_frames[segments],
         shard.segment_frames[shard.segment_frame_offsets[row] : shard.segment_frame_offsets[row + 1]],
     )
-
-
-def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    """The single array behind a column."""
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-
-
-def _numpy(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Zero-copy view of a numeric array without nulls."""
-    array = _one_chunk(column) if isinstance(column, pa.ChunkedArray) else column
-    return array.to_numpy(zero_copy_only=True)
-
-
-def _offsets(lengths: np.ndarray) -> np.ndarray:
-    """[N] lengths -> [N + 1] int64 starts, the last one being the total."""
-    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return offsets
-
-
-def _concatenate(parts: list[np.ndarray], empty: np.ndarray) -> np.ndarray:
-    """Concatenate views, or `empty` when there are none."""
-    return np.concatenate(parts) if parts else empty
