@@ -19,7 +19,9 @@ from hero_model.config import EncoderConfig, HeroConfig
 from hero_model.hero import Hero
 from hero_model.multitask import MultiTaskHero
 from hero_model.nn.answer_heads import AnswerHead, StatementHead
+from hero_model.nn.decoder import CaptionHead
 from hero_model.nn.heads import FrameHead, LmHead, OrderHead, QueryHead
+from hero_model.official_captions import CAPTION_BUFFERS, caption_buffers, homes
 from hero_model.official_names import CROSS, PLACES, official_names, split
 
 _WORDS = f"{CROSS}embeddings.word_embeddings.weight"
@@ -32,7 +34,7 @@ _OLD_ORDER, _ORDER = "v_encoder.fr_output.", "v_encoder.fom_output."
 _RETIRED = (_OLD_ORDER, "v_encoder.itm_clip_transform.", "v_encoder.itm_sub_transform.")
 # Heads by our names: officially the first three are parts of `v_encoder`, which every model has.
 _ENCODER_HEADS = {"lm": LmHead, "frames": FrameHead, "order": OrderHead}
-_TASK_HEADS = {"query": QueryHead, "answers": AnswerHead, "statements": StatementHead}
+_TASK_HEADS = {"query": QueryHead, "answers": AnswerHead, "statements": StatementHead, "captions": CaptionHead}
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         out.update({name: words.new_zeros(_PAD_ROWS, words.shape[1]) for name in _PADS})
         if f"{CROSS}lm_head.bias" in out:
             out[_TIED] = words.clone()
+            out.update(caption_buffers(out))
     return out
 
 
@@ -144,7 +147,8 @@ def config_from_official(raw: Mapping[str, Any], *, frame_dim: int = 4352, max_s
     `vocab_pad`. There are always two token types, since row 1 is the one in use (hero.md 1.2).
 
     Args:
-        raw: The parsed JSON; without a `q_config` (captioning) queries take the settings of `f_config`.
+        raw: The parsed JSON; without a `q_config` (captioning) queries take the settings of `f_config`, and without a
+            `d_config` (everything else) so does a decoder of two layers.
         frame_dim: Width of a raw frame feature, which the file does not say.
         max_segment_frames: Rows of the frame position table, which the file does not say.
 
@@ -154,9 +158,10 @@ def config_from_official(raw: Mapping[str, Any], *, frame_dim: int = 4352, max_s
     try:
         cross, temporal = raw["f_config"], raw["c_config"]
         query = raw.get("q_config", {**cross, "num_hidden_layers": 0})
+        decoder = raw.get("d_config", {**cross, "num_hidden_layers": 2, "max_position_embeddings": 1024})
         shared = [
             (part["hidden_size"], part["hidden_dropout_prob"], part["attention_probs_dropout_prob"], part["hidden_act"])
-            for part in (cross, temporal, query)
+            for part in (cross, temporal, query, decoder)
         ]
         vocab_size = -(-cross["vocab_size"] // _PAD_ROWS) * _PAD_ROWS
         cfg = HeroConfig(
@@ -169,6 +174,7 @@ def config_from_official(raw: Mapping[str, Any], *, frame_dim: int = 4352, max_s
             cross=_encoder(cross),
             temporal=_encoder(temporal),
             query=_encoder(query),
+            decoder=_encoder(decoder),
             dropout=cross["hidden_dropout_prob"],
             attention_dropout=cross["attention_probs_dropout_prob"],
             initializer_range=cross["initializer_range"],
@@ -177,7 +183,7 @@ def config_from_official(raw: Mapping[str, Any], *, frame_dim: int = 4352, max_s
         raise ValueError(f"the official configuration has no {error}; pass a whole config/hero_*.json") from error
     if len(set(shared)) > 1 or cross["hidden_act"] != "gelu":
         raise ValueError(
-            f"hidden size, dropouts and gelu must be the same in f_config, c_config and q_config: {shared}"
+            f"hidden size, dropouts and gelu must be the same in f_config, c_config, q_config and d_config: {shared}"
         )
     return cfg
 
@@ -192,7 +198,7 @@ def translate(state: Mapping[str, Any], expected: Mapping[str, Tensor]) -> tuple
     unexpected, ignored = [], []
     for name, value in state.items():
         stem, leaf, number = split(name)
-        if name == _TIED or name in _PADS:
+        if name == _TIED or name in _PADS or name in CAPTION_BUFFERS:
             continue
         if not isinstance(value, Tensor) or name.startswith(_RETIRED):
             ignored.append(name)
@@ -200,12 +206,12 @@ def translate(state: Mapping[str, Any], expected: Mapping[str, Tensor]) -> tuple
             unexpected.append(name)
         else:
             our_stem, index, num_parts = PLACES[stem]
-            ours = f"{our_stem.replace('#', number)}.{leaf}"
-            if ours not in expected:
+            reached = [ours for ours in homes(f"{our_stem.replace('#', number)}.{leaf}") if ours in expected]
+            for ours in reached:
+                _check_shape(name, value, expected[ours], num_parts)
+                pieces.setdefault(ours, {})[index] = value
+            if not reached:
                 ignored.append(name)
-                continue
-            _check_shape(name, value, expected[ours], num_parts)
-            pieces.setdefault(ours, {})[index] = value
     missing = [name for ours in expected for name in official_names(ours) if name not in state]
     whole = {
         ours: torch.cat([parts[index] for index in sorted(parts)]) if len(parts) > 1 else parts[0]

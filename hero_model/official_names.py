@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from hero_model.official_captions import CAPTION_STEMS, shared_name
+
 CROSS = "v_encoder.f_encoder."
 _LAYER = {  # one transformer layer; "{}" stands for query, key, value
     "attention.qkv": "attention.self.{}",
@@ -66,6 +68,7 @@ _STEMS = {  # our module -> official module; "#" stands for the layer number
     "heads.statements.score.hidden": "violin_pred_head.linear_1",
     "heads.statements.score.norm": "violin_pred_head.LayerNorm",
     "heads.statements.score.out": "violin_pred_head.linear_2",
+    **CAPTION_STEMS,
 }
 _PARTS = ("query", "key", "value")
 PLACES = {  # official module -> our module, which part of it, of how many
@@ -83,7 +86,7 @@ def official_names(name: str) -> tuple[str, ...]:
     Raises:
         ValueError: If the official model has no such parameter.
     """
-    stem, leaf, number = split(name)
+    stem, leaf, number = split(shared_name(name))
     if stem not in _STEMS:
         raise ValueError(f"the official model has no parameter for {name}")
     official = f"{_STEMS[stem].replace('#', number)}.{leaf}"

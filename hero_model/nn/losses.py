@@ -61,7 +61,7 @@ def token_cross_entropy(scores: Tensor, targets: Tensor) -> Scored:
 def smoothed_cross_entropy(scores: Tensor, targets: Tensor, smoothing: float) -> Scored:
     """Sum over rows of KL(smoothed target || model): 1 - smoothing on the target, the rest even over all other classes.
 
-    torch's own smoothing spreads over all classes, the target too, and leaves out the entropy of the target, a constant:
+    torch's own smoothing spreads over all classes, the target too, and leaves out the target's entropy, a constant:
     with its share chosen as below both say the same. Without smoothing this is the plain cross entropy.
 
     Args:
