@@ -38,6 +38,24 @@ class Query:
 
 
 @dataclass(frozen=True)
+class Question:
+    """A question with its answers; words only."""
+
+    text: list[int]
+    answers: list[list[int]]
+    label: int
+    span: tuple[int, int]  # (-1, -1) where unknown
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A statement; words only."""
+
+    text: list[int]
+    label: int
+
+
+@dataclass(frozen=True)
 class Video:
     """One clip with its segments and whatever its task drew for it."""
 
@@ -47,6 +65,8 @@ class Video:
     order: list[int] | None = None  # FOM: frame i moves to slot order[i]
     targets: list[int] | None = None  # FOM: per slot, -1 = ignored
     queries: tuple[Query, ...] = ()
+    question: Question | None = None
+    statements: tuple[Statement, ...] = ()
 
 
 def mlm_batch(videos: Sequence[Video]) -> Batch:
