@@ -21,7 +21,9 @@ RANKING_LOSSES = {
     "train_loss_neg_ctx": "ctx/mean",
     "train_loss_neg_q": "query/mean",
 }
-TERMS = {"mlm": "mlm", "mfm-nce": "mfm", "mffr": "mfm", "fom": "fom/mean"}  # official eval losses are sums but for FOM
+QUESTION_LOSSES = {"qa_loss": "answer/mean", "temporal_loss": "span/unweighted"}
+# Official eval losses are sums but for FOM and entailment.
+TERMS = {"mlm": "mlm", "mfm-nce": "mfm", "mffr": "mfm", "fom": "fom/mean", "violin": "entailment/mean"}
 
 
 def prepared(case: Case):
@@ -32,7 +34,7 @@ def prepared(case: Case):
         context = golden.read_json(case.out.with_name("raw.json"))["settings"]["sub_ctx_len"]
         return packed.task_of(case.task, context=context, ranking=ranking), examples.of_raw(case), text
     batch = golden.read_batch(case.batch)
-    videos = collate.split_mlm(batch) if case.task == "mlm" else collate.split(batch)
+    videos = examples.split(case.task, batch)
     video_only = all([segment.text for segment in video.segments] == [[text.cls]] for video in videos)
     # A padded VSM batch holds its queries apart from their subtitles: it is a moment retrieval batch.
     kind = "vcmr" if case.task == "vsm" else case.task
@@ -41,7 +43,7 @@ def prepared(case: Case):
 
 def independent_of_padding(case: Case, batch) -> bool:
     """Whether every loss and gradient of the case is (hero.md 1.15)."""
-    if case.task in ("mlm", "mffr", "fom", "vr"):
+    if case.task in ("mlm", "mffr", "fom", "vr", "videoqa", "violin"):
         return True
     lengths, longest = batch["c_attn_masks"].sum(dim=1), batch["c_attn_masks"].shape[1]
     if case.task == "mfm-nce":
@@ -65,6 +67,8 @@ def flat(name: str, want: torch.Tensor, batch, half_kernel: int):
         lengths = real.sum(dim=1, keepdim=True)
         safe = (torch.arange(real.shape[1]) < lengths - half_kernel) | (lengths == real.shape[1])
         return want[..., real] if want.dim() == 3 else want[real], safe[real]
+    if name == "st_ed_head":  # one clip of each question: the copies for its answers are alike
+        return want[real[:: len(real) // len(want)]], None
     if name == "scores" and "shuffled_orders" in batch:
         return want.unflatten(0, real.shape)[real], None
     return want, None
@@ -91,16 +95,16 @@ def compare_outputs(got, want, batch, half_kernel=0) -> float:
 def test_outputs_losses_and_gradients(case, errors):
     task, videos, text = prepared(case)
     official, want = golden.read_batch(case.batch), golden.read_tensors(case.out)
-    model = packed.load(case.set, golden.vocab_pad(case) if case.task == "mlm" else 0)
+    model = packed.load(case.set, golden.vocab_pad(case) if case.task == "mlm" else 0, case.task)
     batch = packed.batch_of(task, videos, text)
-    half_kernel = model.heads["query"].start.weight.shape[-1] // 2
+    half_kernel = model.hero.cfg.span_kernel // 2
     outputs = packed.outputs(model, task, batch)
     error = compare_outputs(outputs, want, official, half_kernel)
     result = packed.losses(model, task, batch)
     losses = dict(RANKING_LOSSES)
     whole = independent_of_padding(case, official)
     if whole:
-        losses |= SPAN_LOSSES | {"loss": TERMS.get(case.task), "train_total": None}
+        losses |= SPAN_LOSSES | QUESTION_LOSSES | {"loss": TERMS.get(case.task), "train_total": None}
     for name in losses.keys() & want.keys():
         got = result.total if losses[name] is None else result.terms[losses[name]]
         expected = want[name].double().sum()
