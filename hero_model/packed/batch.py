@@ -74,6 +74,11 @@ class Examples:
     notes: Notes | None = None
     groups: np.ndarray | None = None  # [B] int64, MFM-NCE group of each video; None: all videos are one group
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """What identifies each example: its annotation where it has exactly one, else its video."""
+        return self.videos.ids if self.notes is None or self.notes.video_N is not None else self.notes.ids
+
 
 class Movable:
     """Moves every tensor (and nested batch) of a frozen dataclass at once."""

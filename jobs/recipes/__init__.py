@@ -14,6 +14,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
         pretrain.pretrain_tv,
         pretrain.pretrain_synthetic,
         finetune.finetune_tvr,
+        finetune.finetune_tvc,
         finetune.finetune_synthetic,
     )
 }

@@ -156,7 +156,7 @@ def load_weights(module: MultiTaskHero, config: RunConfig) -> str:
         ValueError: nothing fits, or a tensor has another shape.
     """
     folder = weights_of(config.init_from)
-    source = snapshot.load(folder).model
+    source = module.adopt(snapshot.load(folder).model)
     own = module.state_dict()
     shared = {name: tensor for name, tensor in source.items() if name in own}
     if not shared:
