@@ -76,8 +76,10 @@ class Examples:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """What identifies each example: its annotation where it has exactly one, else its video."""
-        return self.videos.ids if self.notes is None or self.notes.video_N is not None else self.notes.ids
+        """What identifies each example: its (first) annotation, or without annotations its video."""
+        if self.notes is None:
+            return self.videos.ids
+        return tuple(self.notes.ids[first] for first in np.flatnonzero(np.diff(self.notes.videos, prepend=-1)))
 
 
 class Movable:

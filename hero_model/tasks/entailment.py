@@ -7,7 +7,7 @@ comes with its opposite about the same video, whose frames the two share (packed
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -102,7 +102,7 @@ class Entailment:
         """Score every statement; `[N]` logits, true above 0."""
         return head.scores(hero.encode_readings(batch.videos, batch.texts), batch.videos.clips)
 
-    def forward(self, hero: Hero, head: StatementHead, batch: StatementBatch, at: At) -> TaskOutput:
+    def forward(self, hero: Hero, head: Any, batch: StatementBatch, at: At) -> TaskOutput:
         """Binary cross entropy over statements, and their accuracy."""
         loss, correct = binary_cross_entropy(self.judge(hero, head, batch), batch.labels)
         count = correct.new_full((), batch.counts["entailment"])

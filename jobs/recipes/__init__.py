@@ -14,6 +14,9 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
         pretrain.pretrain_tv,
         pretrain.pretrain_synthetic,
         finetune.finetune_tvr,
+        finetune.finetune_tvqa,
+        finetune.finetune_how2qa,
+        finetune.finetune_violin,
         finetune.finetune_tvc,
         finetune.finetune_synthetic,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hero_model.config import debug
-from hero_model.tasks import Captioning, MomentRetrieval
+from hero_model.tasks import Captioning, Entailment, MomentRetrieval, VideoQa
 from hero_platform.config import (
     CheckpointConfig,
     Entry,
@@ -33,8 +33,51 @@ def finetune_tvr() -> RunConfig:
     )
 
 
+def finetune_tvqa() -> RunConfig:
+    """TVQA as `train-tvqa-8gpu.json`: 8 GPUs, 4 questions each, 2 micro-batches a step; head rate x 10."""
+    return RunConfig(
+        recipe="finetune_tvqa",
+        mixture=(Entry(task=VideoQa(), corpus="tvqa"),),
+        optim=OptimConfig(lr=5e-5, head_lr_multiplier=10.0, published_gpus=8, published_accumulation=2),
+        schedule=ScheduleConfig(total=10_000, warmup=1_000),
+        steps=10_000,
+        batch=64,
+        pool=64,
+        nce_pool=1,
+        evaluation=EvaluationConfig(every=200),
+        checkpoint=CheckpointConfig(every=200),
+    )
+
+
+def finetune_how2qa() -> RunConfig:
+    """How2QA as the VALUE benchmark's starter code: TVQA's recipe for 2,000 steps; four answers a question."""
+    return replace(
+        finetune_tvqa(),
+        recipe="finetune_how2qa",
+        mixture=(Entry(task=VideoQa(), corpus="how2qa"),),
+        schedule=ScheduleConfig(total=2_000, warmup=200),
+        steps=2_000,
+    )
+
+
+def finetune_violin() -> RunConfig:
+    """VIOLIN as `train-violin-8gpu.json`: 8 GPUs, 4 pairs of statements each, 2 micro-batches a step; head rate x 8."""
+    return RunConfig(
+        recipe="finetune_violin",
+        mixture=(Entry(task=Entailment(), corpus="violin"),),
+        optim=OptimConfig(lr=3e-5, head_lr_multiplier=8.0, published_gpus=8, published_accumulation=2),
+        schedule=ScheduleConfig(total=6_000, warmup=600),
+        steps=6_000,
+        batch=64,
+        pool=64,
+        nce_pool=1,
+        evaluation=EvaluationConfig(every=200),
+        checkpoint=CheckpointConfig(every=200),
+    )
+
+
 def finetune_tvc() -> RunConfig:
-    """TVC as `train-tvc-8gpu.json`: 8 GPUs, 4 videos each with all their captions; the decoder learns 10 times faster."""
+    """TVC as `train-tvc-8gpu.json`: 8 GPUs, 4 videos each with all their captions; decoder rate x 10."""
     return RunConfig(
         recipe="finetune_tvc",
         mixture=(Entry(task=Captioning(), corpus="tvc"),),

@@ -39,7 +39,8 @@ class StepBatch:
 class ExampleReader:
     """The examples of one mixture entry and split.
 
-    They are videos, or annotations with their videos, or (`task.by_video`) videos with all their annotations.
+    They are videos, or annotations with their videos, or (`task.by_video`) videos with all their annotations. In
+    training an annotation may bring its opposite along (`task.pairs`).
     """
 
     def __init__(self, store: FeatureStore, task: Task, corpus: str, split: str, *, training: bool) -> None:
@@ -51,13 +52,14 @@ class ExampleReader:
         self._store = store
         self._table = store.annotations(task.annotations, split) if task.annotations else None
         self._by_video = getattr(task, "by_video", False)
+        self._pairs = training and getattr(task, "pairs", False)
         if self._table is None:
             self._rows = store.rows_of(split)
         else:
             places = np.flatnonzero(self._table.video_rows >= 0)
             longest = getattr(task, "max_query_tokens", 0)
             if training and longest:  # official: longer queries are dropped from training only (hero.md 4.2)
-                places = places[np.diff(self._table.token_offsets)[places] <= longest]
+                places = places[self._table.num_tokens[places] <= longest]
             if self._by_video:
                 places = places[np.argsort(self._table.video_rows[places], kind="stable")]
             self._places, rows = places, self._table.video_rows[places]
@@ -83,6 +85,11 @@ class ExampleReader:
 
     def _notes(self, table: AnnotationTable, chosen: np.ndarray) -> Notes:
         """The annotations of these examples."""
+        if self._pairs:
+            own = self._places[chosen]
+            both = np.stack([own, table.opposites[own]], axis=1)
+            notes = table.notes(both[both >= 0])
+            return replace(notes, video_N=np.repeat(np.arange(len(chosen)), (both >= 0).sum(axis=1)))
         if not self._by_video:
             return table.notes(self._places[chosen])
         counts = np.diff(self._starts, append=len(self._places))[chosen]

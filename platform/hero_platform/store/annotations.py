@@ -24,7 +24,12 @@ from hero_platform.store.tokens import TokenizerSpec, tokenise
 
 
 def write_annotations(
-    root: str, examples: Iterable[Annotation | Reject], tokenizer: TokenizerSpec, known: set[str], where: str
+    root: str,
+    examples: Iterable[Annotation | Reject],
+    tokenizer: TokenizerSpec,
+    known: set[str],
+    where: str,
+    source: dict[str, Any] | None = None,
 ) -> list[Reject]:
     """Write every table of `examples` and return the examples left out (bad, repeated, or about an unknown video).
 
@@ -35,6 +40,7 @@ def write_annotations(
         known: ids of the store's videos. An example of another video is kept, since its video may have been rejected
             on purpose, but it is counted in the table's entry.
         where: which source, for the rejects.
+        source: facts about a file that was added to a finished store, for the tables' entries.
     """
     tables: dict[tuple[str, str], dict[str, Annotation]] = defaultdict(dict)
     rejects: list[Reject] = []
@@ -49,7 +55,10 @@ def write_annotations(
         else:
             table[example.id] = example
     for (kind, split), table in sorted(tables.items()):
-        _write_table(root, kind, split, list(table.values()), tokenizer, known)
+        entry = _write_table(root, kind, split, list(table.values()), tokenizer, known)
+        files.write_json(
+            files.join(root, ANNOTATIONS, kind, f"{split}.json"), entry | ({"source": source} if source else {})
+        )
     return rejects
 
 
@@ -73,20 +82,29 @@ def _problem(example: Annotation) -> str:
     words = (example.id, example.split, example.video, example.text, example.tag, example.group, *example.answers)
     if not all(map(is_text, words)):
         return "undecodable text"
+    if example.kind in ("questions", "statements"):
+        choices = len(example.answers if example.answers_tokens is None else example.answers_tokens)
+        if example.kind == "statements":
+            choices = 2
+        elif choices < 2:
+            return f"a question needs at least two answers and has {choices}"
+        if example.label is not None and not 0 <= example.label < choices:
+            return f"its label is {example.label}; with {choices} choices it must be 0 to {choices - 1}"
     return ""
 
 
 def _write_table(
     root: str, kind: str, split: str, rows: list[Annotation], tokenizer: TokenizerSpec, known: set[str]
-) -> None:
-    """Write one table and then its entry."""
+) -> dict[str, Any]:
+    """Write one table and give its entry."""
     variant: Variant = "tvc" if kind == "captions" else "query"
+    untokenised = iter(tokenise(tokenizer, [row.text for row in rows if row.tokens is None], variant))
     columns: dict[str, list[Any]] = {
         "id": [row.id for row in rows],
         "key": [hash_id(row.id) for row in rows],
         "video": [row.video for row in rows],
         "text": [row.text for row in rows],
-        "tokens": [tokenise(tokenizer, [row.text], variant)[0] if row.tokens is None else row.tokens for row in rows],
+        "tokens": [next(untokenised) if row.tokens is None else row.tokens for row in rows],
         "start_s": [row.start_s for row in rows],
         "end_s": [row.end_s for row in rows],
         "answers": [list(row.answers) for row in rows],
@@ -112,7 +130,7 @@ def _write_table(
     files.makedirs(folder)
     files.write_bytes(files.join(folder, name), data)
     videos = {row.video for row in rows if row.video}
-    entry = {
+    return {
         "kind": kind,
         "split": split,
         "file": name,
@@ -122,7 +140,6 @@ def _write_table(
         "num_without_video": sum(bool(row.video) and row.video not in known for row in rows),
         "num_hidden_video": sum(not row.video for row in rows),
     }
-    files.write_json(files.join(folder, f"{split}.json"), entry)
 
 
 def ipc_bytes(batch: pa.RecordBatch) -> bytes:

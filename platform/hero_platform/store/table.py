@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from hero_model.packed.batch import Notes
+from hero_model.packed.batch import Answers, Notes
+from hero_model.packed.pack import spans
 
 if TYPE_CHECKING:
     from hero_platform.store.reader import StoreIndex
@@ -32,6 +33,7 @@ class AnnotationTable:
     token_offsets: np.ndarray  # [N + 1] int64
     spans_s: np.ndarray  # [N, 2] float64 seconds, NaN where hidden
     labels: np.ndarray  # [N] int64, -1 where hidden
+    answers: Answers  # of all rows, none for a kind without answers
     video_rows: np.ndarray  # [N] int64, row of the store, -1 where the video is hidden or not in the store
 
     @classmethod
@@ -39,6 +41,7 @@ class AnnotationTable:
         """Join a table with the rows of its store."""
         table = table.combine_chunks()
         tokens = one_chunk(table.column("tokens"))
+        answers = one_chunk(table.column("answers_tokens"))
         rows = [index.row_of.get(video, -1) for video in table.column("video").to_pylist()]
         return cls(
             kind=entry["kind"],
@@ -50,6 +53,11 @@ class AnnotationTable:
             token_offsets=numpy_of(tokens.offsets).astype(np.int64),
             spans_s=np.stack([numpy_of(table.column("start_s")), numpy_of(table.column("end_s"))], axis=1),
             labels=np.array([-1 if label is None else label for label in table.column("label").to_pylist()], np.int64),
+            answers=Answers(
+                tokens=numpy_of(answers.values.values),
+                token_offsets=numpy_of(answers.values.offsets).astype(np.int64),
+                offsets=numpy_of(answers.offsets).astype(np.int64),
+            ),
             video_rows=np.array(rows, dtype=np.int64),
         )
 
@@ -88,6 +96,24 @@ class AnnotationTable:
             row[: len(own)] = own
         return table
 
+    @cached_property
+    def num_tokens(self) -> np.ndarray:
+        """[N] tokens of each row's text and longest answer together: what official length limits count."""
+        lengths, counts = np.diff(self.answers.token_offsets), np.diff(self.answers.offsets)
+        longest = np.zeros(len(self), dtype=np.int64)
+        if lengths.size:
+            longest[counts > 0] = np.maximum.reduceat(lengths, self.answers.offsets[:-1][counts > 0])
+        return np.diff(self.token_offsets) + longest
+
+    @cached_property
+    def opposites(self) -> np.ndarray:
+        """[N] int64 row of the opposite statement about the same video (the id's last -0 or -1 flipped), -1 if none."""
+        row_of = {name: row for row, name in enumerate(self.ids)}
+        flipped = {"-0": "-1", "-1": "-0"}
+        found = [row_of.get(name[:-2] + flipped[name[-2:]], -1) if name[-2:] in flipped else -1 for name in self.ids]
+        opposite = np.array(found, dtype=np.int64)
+        return np.where(self.video_rows[opposite] == self.video_rows, opposite, -1)
+
     def notes(self, indices: Sequence[int] | np.ndarray) -> Notes:
         """B examples as the tasks take them; the videos are `store.rows(table.video_rows[indices])`."""
         wanted = np.asarray(indices, dtype=np.int64)
@@ -99,7 +125,17 @@ class AnnotationTable:
             tokens=concatenate(texts, np.empty(0, np.int32)),
             token_offsets=offsets_of(np.array([len(text) for text in texts], dtype=np.int64)),
             spans_s=self.spans_s[wanted],
+            labels=self.labels[wanted],
+            answers=self._answers(wanted) if len(self.answers.token_offsets) > 1 else None,
         )
+
+    def _answers(self, wanted: np.ndarray) -> Answers:
+        """The answers of these rows."""
+        counts = np.diff(self.answers.offsets)[wanted]
+        chosen = spans(self.answers.offsets[:-1][wanted], counts)
+        lengths = np.diff(self.answers.token_offsets)[chosen]
+        tokens = self.answers.tokens[spans(self.answers.token_offsets[:-1][chosen], lengths)]
+        return Answers(tokens, offsets_of(lengths), offsets_of(counts))
 
 
 def one_chunk(column: pa.ChunkedArray) -> pa.Array:
