@@ -45,6 +45,7 @@ class CaptionBatch(TaskBatch):
     targets: Tensor  # [T] int64, the word that follows each input
     captions: Layout  # C sequences, T rows
     memory: Memory  # C sequences
+    order: np.ndarray  # [C] int64, which of the given captions each sequence is
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class MomentBatch(TaskBatch):
 
     videos: VideoBatch
     memory: Memory  # M sequences
-    moments: np.ndarray  # [M] int64, which of the given moments each sequence is
+    order: np.ndarray  # [M] int64, which of the given moments each sequence is
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ class Captioning:
             targets=torch.from_numpy(targets),
             captions=Layout.of(lengths[order]),
             memory=_memory(rows, drawn.ranges[order], drawn.video_C[order]),
+            order=order,
         )
 
     def forward(self, hero: Hero, head: CaptionHead, batch: CaptionBatch, at: At) -> TaskOutput:
@@ -159,14 +161,14 @@ class Captioning:
             fingerprint=fold_ids(rows.keys),
             videos=videos,
             memory=_memory(rows, ranges[order], video_M[order]),
-            moments=order,
+            order=order,
         )
 
     def describe(self, hero: Hero, head: CaptionHead, batch: MomentBatch, text: TextIds, how: Search) -> Beams:
         """Write one caption for each given moment, in the order in which `moments` was given them."""
         states_FD = hero.encode_video(batch.videos)
         found = search(head, states_FD, batch.memory, hero.words_VD, text, how)
-        return found.at(np.argsort(batch.moments))
+        return found.at(np.argsort(batch.order))
 
     def _videos(self, rows: VideoRows, text: TextIds) -> tuple[VideoBatch, int]:
         """Pack cut videos; segments without a frame are left out: nothing reads them. Also the packed rows."""

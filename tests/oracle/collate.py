@@ -56,6 +56,14 @@ class Statement:
 
 
 @dataclass(frozen=True)
+class Caption:
+    """A caption, words only, and the frames it tells of."""
+
+    text: list[int]
+    range: tuple[int, int]  # one past the last frame; empty where the moment starts after the clip
+
+
+@dataclass(frozen=True)
 class Video:
     """One clip with its segments and whatever its task drew for it."""
 
@@ -67,6 +75,7 @@ class Video:
     queries: tuple[Query, ...] = ()
     question: Question | None = None
     statements: tuple[Statement, ...] = ()
+    captions: tuple[Caption, ...] = ()
 
 
 def mlm_batch(videos: Sequence[Video]) -> Batch:

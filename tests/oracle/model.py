@@ -38,6 +38,7 @@ class Heads:
     cross: int
     temporal: int
     query: int
+    decoder: int = 0
 
 
 @dataclass(frozen=True)

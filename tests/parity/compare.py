@@ -15,6 +15,7 @@ KEY_BIAS_FLOOR = 1e-5  # of the total gradient norm
 # Likewise what adds a constant to all answers or frames of a question, before the softmax over them.
 ROUNDING = (
     "self.key.bias",
+    "_attention.key.bias",
     *(f"{head}.{bias}" for head in ("qa_pred_head", "st_ed_pred_head") for bias in ("LayerNorm.bias", "linear_2.bias")),
 )
 # The answers of a question pool nearly equal vectors, so rounding is a large part of these (solo/README.md).

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from oracle import collate, collate_readings
-from oracle.collate import Query, Question, Segment, Statement, Video
+from oracle import collate, collate_captions, collate_readings
+from oracle.collate import Caption, Query, Question, Segment, Statement, Video
 from oracle.model import Batch
 from parity import golden
 from parity.golden import Case
@@ -19,6 +19,8 @@ def batch(task: str, videos: Sequence[Video]) -> Batch:
         return collate.mfm_batch(videos)
     if task in ("videoqa", "violin"):
         return (collate_readings.question_batch if task == "videoqa" else collate_readings.statement_batch)(videos)
+    if task == "tvc":
+        return collate_captions.caption_batch(videos)
     return collate.fom_batch(videos) if task == "fom" else collate.query_batch(videos)
 
 
@@ -28,7 +30,7 @@ def split(task: str, batch: Batch) -> list[Video]:
         return collate.split_mlm(batch)
     if task in ("videoqa", "violin"):
         return (collate_readings.split_questions if task == "videoqa" else collate_readings.split_statements)(batch)
-    return collate.split(batch)
+    return collate_captions.split_captions(batch) if task == "tvc" else collate.split(batch)
 
 
 def of_raw(case: Case) -> list[Video]:
@@ -50,6 +52,7 @@ def of_raw(case: Case) -> list[Video]:
                 ),
                 question=_question(raw["question"]) if "question" in raw else None,
                 statements=tuple(Statement(s["ids"], s["target"]) for s in raw.get("statements", ())),
+                captions=tuple(Caption(c["ids"], tuple(c["range"])) for c in raw.get("captions", ())),
             )
         )
     return videos

@@ -34,6 +34,8 @@ KINDS = (
     "padded/inter_vsm",
     "padded/videoqa",
     "padded/violin",
+    "padded/tvc",
+    "greedy",
     "solo/mlm",
     "solo/mfm-nce",
     "solo/mffr",
@@ -44,11 +46,13 @@ KINDS = (
     "solo/vr",
     "solo/videoqa",
     "solo/violin",
+    "solo/tvc",
     "train_steps",
     "train_steps_set_to_none",
     "train_steps_accum2_mlm",
     "train_steps_videoqa",
     "train_steps_violin",
+    "train_steps_tvc",
     "roberta_init",
     "state_dict_keys",
     "schedule",
@@ -61,8 +65,9 @@ _PADDED = {
     "vr": {"": "vr"},
     "videoqa": {"": "videoqa"},
     "violin": {"": "violin"},
+    "tvc": {"": "tvc"},
 }
-_SOLO_KINDS = ("mlm", "mfm-nce", "mffr", "fom", "vsm", "vcmr", "vr", "vcmr_infer", "videoqa", "violin")
+_SOLO_KINDS = ("mlm", "mfm-nce", "mffr", "fom", "vsm", "vcmr", "vr", "vcmr_infer", "videoqa", "violin", "tvc")
 
 
 def default_root() -> Path:
@@ -179,7 +184,8 @@ def kinds_present() -> dict[str, int]:
         counts[case.kind] = counts.get(case.kind, 0) + 1
     for kind in ("train_steps", "train_steps_set_to_none", "train_steps_accum2_mlm"):
         counts[kind] = len(files(f"pretrain/{kind}.json"))
-    for part in ("videoqa", "violin"):
+    counts["greedy"] = len(greedy())
+    for part in ("videoqa", "violin", "tvc"):
         counts[f"train_steps_{part}"] = len(files(f"{part}/train_steps.json"))
     counts["padded/inter_vsm"] = len(files("pretrain/inter_vsm.safetensors"))
     counts["roberta_init"] = len(files("roberta_init/info.json"))
@@ -219,22 +225,25 @@ def stored_weights(folder: Path, task: str = "") -> dict[str, Tensor]:
 def weights(folder: Path, task: str = "") -> dict[str, Tensor]:
     """Fresh trainable copies of a set's weights, official names. The tied decoder stands once, as word embeddings."""
     return {
-        name: tensor.clone().requires_grad_(not name.endswith("pad"))
+        name: tensor.clone().requires_grad_(not name.endswith(("pad", "one_hot")))
         for name, tensor in stored_weights(folder, task).items()
         if not name.endswith("lm_head.decoder.weight")
     }
 
 
 def model_config(folder: Path) -> dict[str, Any]:
-    """The official model config whose vocabulary the stored weights have."""
+    """The official model config whose vocabulary the stored weights have, with the decoder's if the set has one."""
     path = folder / "config_finetune.json"
-    return read_json(path if path.is_file() else folder / "config_pretrain.json")
+    config = read_json(path if path.is_file() else folder / "config_pretrain.json")
+    captions = folder / "config_tvc.json"
+    return config | ({"d_config": read_json(captions)["d_config"]} if captions.is_file() else {})
 
 
 def heads(folder: Path) -> Heads:
     """Head counts of a set, one per stack."""
     config = model_config(folder)
-    return Heads(*(config[part]["num_attention_heads"] for part in ("f_config", "c_config", "q_config")))
+    parts = ("f_config", "c_config", "q_config", "d_config")
+    return Heads(*(config[part]["num_attention_heads"] for part in parts if part in config))
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -285,6 +294,18 @@ def span_weight(case: Case) -> float:
     """Weight of the span loss in question answering; officially .4 (hero.md 4.4)."""
     settings = read_json(case.out.with_name("raw.json"))["settings"] if case.is_solo else {}
     return settings.get("temporal_weight", 0.4)
+
+
+def smoothing(case: Case) -> float:
+    """Label smoothing of a captioning case, which the name of a padded one says."""
+    if case.is_solo:
+        return read_json(case.out.with_name("raw.json"))["settings"]["lsr"]
+    return float(case.name.rpartition("_lsr")[2])
+
+
+def greedy() -> list[Path]:
+    """Files with captions decoded greedily."""
+    return files("tvc/greedy.json") + files("solo/*/*/greedy.json")
 
 
 def as_batches(case: Case) -> tuple[Batch, Batch]:

@@ -19,15 +19,17 @@ from hero_model.multitask import MultiTaskHero
 from hero_model.packed.batch import Examples, VideoRows
 from hero_model.packed.masking import FrameOrder, TokenMask
 from hero_model.packed.pack import Texts, offsets_of
-from hero_model.tasks import Entailment, Fom, Mfm, Mlm, MomentRetrieval, VideoQa, VideoRetrieval, Vsm
+from hero_model.tasks import Captioning, Entailment, Fom, Mfm, Mlm, MomentRetrieval, VideoQa, VideoRetrieval, Vsm
 from hero_model.tasks.alignment import Alignment, AlignmentBatch, Queries
 from hero_model.tasks.base import At, Task, TaskBatch
+from hero_model.tasks.captioning import CaptionBatch, Captions
 from hero_model.tasks.entailment import Statements
 from hero_model.tasks.video_qa import Questions
 
 AT = At(seed=0, step=0)
 ENCODER_TASKS = (Mlm(), Mfm(), Fom())  # their heads are parts of every official model
-OWN_HEADS = {"videoqa": VideoQa, "violin": Entailment}  # official kinds with heads of their own
+# Official kinds with heads of their own; small decoders have no positions for long captions.
+OWN_HEADS = {"videoqa": VideoQa(), "violin": Entailment(), "tvc": Captioning(max_tokens=1)}
 
 
 def all_heads(cfg: HeroConfig) -> MultiTaskHero:
@@ -53,7 +55,7 @@ def config(folder: Path, vocab_pad: int = 0) -> HeroConfig:
 def load(folder: Path, vocab_pad: int = 0, task: str = "") -> MultiTaskHero:
     """The packed model with a set's weights; the heads outside the encoder are those of an official task."""
     cfg = config(folder, vocab_pad)
-    model = MultiTaskHero(cfg, (*ENCODER_TASKS, OWN_HEADS[task]())) if task in OWN_HEADS else all_heads(cfg)
+    model = MultiTaskHero(cfg, (*ENCODER_TASKS, OWN_HEADS[task])) if task in OWN_HEADS else all_heads(cfg)
     official.load_official(golden.stored_weights(folder, task), model)
     return model
 
@@ -68,7 +70,9 @@ def text_ids(folder: Path) -> TextIds:
 # -- tasks and batches -------------------------------------------------------------------------------------------
 
 
-def task_of(kind: str, *, context: int = 0, ranking: Ranking | None = None, video_only: bool = False) -> Task:
+def task_of(
+    kind: str, *, context: int = 0, ranking: Ranking | None = None, video_only: bool = False, smoothing: float = 0.1
+) -> Task:
     """Our task for an official kind; limits that would cut something are off."""
     if kind == "mlm":
         return Mlm(context=context, max_tokens=10**6)
@@ -76,8 +80,10 @@ def task_of(kind: str, *, context: int = 0, ranking: Ranking | None = None, vide
         return Mfm(context=context, loss="nce" if kind == "mfm-nce" else "regression")
     if kind == "fom":
         return Fom(context=context)
+    if kind == "tvc":
+        return Captioning(context=context, smoothing=smoothing)
     if kind in OWN_HEADS:
-        return OWN_HEADS[kind](context=context)
+        return replace(OWN_HEADS[kind], context=context)
     assert ranking is not None
     common = {
         "context": context,
@@ -133,6 +139,8 @@ def batch_of(task: Task, videos: Sequence[Video], text: TextIds) -> TaskBatch:
         return task.assemble(examples, questions_of(videos), text)
     if isinstance(task, Entailment):
         return task.assemble(examples, statements_of(videos), text)
+    if isinstance(task, Captioning):
+        return task.assemble(examples, captions_of(videos), text)
     pairs = [(row, query) for row, video in enumerate(videos) for query in video.queries]
     if isinstance(task, Vsm):
         drawn = np.array([rows.segment_offsets[row] + query.segment for row, query in pairs])
@@ -168,6 +176,17 @@ def statements_of(videos: Sequence[Video]) -> Statements:
         labels=np.array([statement.label for _, statement in pairs]),
         video_N=np.array([row for row, _ in pairs]),
         keys_N=np.arange(len(pairs), dtype=np.uint64),
+    )
+
+
+def captions_of(videos: Sequence[Video]) -> Captions:
+    """Any number of captions a video."""
+    pairs = [(row, caption) for row, video in enumerate(videos) for caption in video.captions]
+    return Captions(
+        texts=_texts([caption.text for _, caption in pairs]),
+        ranges=np.array([caption.range for _, caption in pairs]),
+        video_C=np.array([row for row, _ in pairs]),
+        keys_C=np.arange(len(pairs), dtype=np.uint64),
     )
 
 
@@ -218,6 +237,15 @@ def outputs(model: MultiTaskHero, task: Task, batch: TaskBatch) -> Outputs:
     if isinstance(task, VideoQa):
         said = task.answer(hero, head, batch)
         return {"logits": said.scores_N.view(batch.answers.num_sequences, -1), "st_ed_head": said.spans_P2}
+    if isinstance(batch, CaptionBatch):
+        states = hero.encode_video(batch.videos)
+        rows = {"logits": head(batch.tokens, batch.captions, states, batch.memory, hero.words_VD)}
+        rows["encoder_outputs"] = torch.cat([states, torch.zeros_like(states[:1])])[batch.memory.rows]
+        layouts = (batch.captions, batch.memory.layout)
+        return {
+            name: torch.cat([x.tensor_split(layout.offsets[1:-1].long())[i] for i in np.argsort(batch.order)])
+            for (name, x), layout in zip(rows.items(), layouts, strict=True)
+        }
     if isinstance(task, Entailment):
         return {"logits": task.judge(hero, head, batch).unsqueeze(-1)}
     fused = hero.fuse(batch.videos, hero.encode_segments(batch.videos))

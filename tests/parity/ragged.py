@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from oracle.collate import Query, Question, Segment, Statement, Video
+from oracle.collate import Caption, Query, Question, Segment, Statement, Video
 
 CLS, SEP, FIRST_WORD = 0, 2, 4
 
@@ -45,6 +45,8 @@ def _video(rng: np.random.Generator, task: str, length: int, vocab: int, width: 
     video = Video(frames, segments)
     if task == "videoqa":
         return video
+    if task == "tvc":
+        return replace(video, captions=_captions(rng, length, vocab))
     if task == "violin":
         labels = rng.integers(2, size=rng.integers(1, 3)).tolist()
         return replace(video, statements=tuple(Statement(_words(rng, vocab), label) for label in labels))
@@ -92,6 +94,13 @@ def _with_queries(rng: np.random.Generator, video: Video, vocab: int) -> Video:
     start = int(rng.integers(length))
     end = min(max(start + 1, int(rng.integers(length))), length - 1)
     return replace(video, queries=(Query([CLS, *_words(rng, vocab)], (start, end)),))
+
+
+def _captions(rng: np.random.Generator, length: int, vocab: int) -> tuple[Caption, ...]:
+    """One to four captions, some of one moment, some without a word; the last one's moment starts after the clip."""
+    starts = np.sort(rng.integers(length, size=rng.integers(0, 4)))
+    ranges = [(int(start), int(rng.integers(start, length)) + 1) for start in starts]
+    return tuple(Caption(_words(rng, vocab), span) for span in (*ranges, *ranges[:1], (length, length)))
 
 
 def _with_questions(rng: np.random.Generator, videos: list[Video], vocab: int) -> list[Video]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from oracle import tasks as oracle_tasks
+from oracle.captions import captioning
 from oracle.model import Oracle
 from oracle.tasks import Ranking
 from parity import compare, examples, golden, packed, ragged
@@ -17,7 +20,7 @@ RANKINGS = {
     "vcmr": Ranking(span_weight=0.5, **WEIGHTS),
     "vr": Ranking(span_weight=0.0, ctx_weight=10.0, query_weight=10.0),
 }
-VARIANTS = ("mlm", "mfm-nce", "mffr", "fom", "videoqa", "violin", *RANKINGS)
+VARIANTS = ("mlm", "mfm-nce", "mffr", "fom", "videoqa", "violin", "tvc", *RANKINGS)
 
 
 @pytest.mark.parametrize("num_videos", [6, 1])
@@ -42,6 +45,7 @@ def test_loss_and_gradients(folder, variant, seed, num_videos, errors):
             "mffr": oracle_tasks.mffr,
             "fom": oracle_tasks.fom,
             "violin": oracle_tasks.violin,
+            "tvc": partial(captioning, smoothing=0.1),
         }[kind](oracle, batch)["total"]
     model = packed.load(folder, task=kind)
     task = packed.task_of(kind, ranking=ranking)

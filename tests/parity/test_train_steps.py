@@ -17,7 +17,8 @@ from hero_model import official
 from hero_platform.train import optim as product
 
 PATHS = golden.files("pretrain/train_steps*.json")
-TASKS = {"videoqa": "batch_tvqa", "violin": "batch_train"}  # with heads of their own and a rate of their own for them
+# With heads of their own and a rate of their own for them.
+TASKS = {"videoqa": "batch_tvqa", "violin": "batch_train", "tvc": "batch_train"}
 TASK_PATHS = [path for task in TASKS for path in golden.files(f"{task}/train_steps.json")]
 
 
