@@ -23,6 +23,7 @@ from hero_platform.store.annotations import table_entries
 from hero_platform.store.cache import ShardCache
 from hero_platform.store.manifest import ANNOTATIONS, INDEX, REJECTS, Manifest
 from hero_platform.store.shard import read_shard
+from hero_platform.store.split_tables import FOLDER, current_entry, read_split_rows
 from hero_platform.store.table import AnnotationTable, concatenate, numpy_of, offsets_of
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ class FeatureStore:
         self.manifest = manifest
         self.index = index
         self._cache = cache
+        self._split_rows, self._splits_sha256 = read_split_rows(root, lambda: index.row_of)
         self._open: OrderedDict[int, _Shard] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -145,8 +147,10 @@ class FeatureStore:
 
     @property
     def digest(self) -> str:
-        """Version of the data, hex SHA-256."""
-        return self.manifest.digest
+        """Version of the data, hex SHA-256: the manifest's, with that of the split table where there is one."""
+        if not self._splits_sha256:
+            return self.manifest.digest
+        return hashlib.sha256(f"{self.manifest.digest}+{self._splits_sha256}".encode()).hexdigest()
 
     @property
     def frame_dim(self) -> int:
@@ -161,7 +165,7 @@ class FeatureStore:
     @property
     def splits(self) -> list[str]:
         """Names of the splits, sorted."""
-        return sorted(set(self.index.splits))
+        return sorted({*self.index.splits, *self._split_rows})
 
     def rows_of(self, split: str) -> np.ndarray:
         """Rows of a split, ascending, int64.
@@ -169,7 +173,9 @@ class FeatureStore:
         Raises:
             ValueError: the store has no such split.
         """
-        rows = np.flatnonzero(self.index.splits == split)
+        rows = self._split_rows.get(split)
+        if rows is None:
+            rows = np.flatnonzero(self.index.splits == split)
         if not len(rows):
             raise ValueError(f"{self.root} has no split {split!r}, only {', '.join(self.splits)}")
         return rows
@@ -221,6 +227,8 @@ class FeatureStore:
         expected |= {INDEX: self.manifest.index_sha256, REJECTS: self.manifest.rejects_sha256}
         for entry in table_entries(self.root):
             expected[files.join(ANNOTATIONS, entry["kind"], entry["file"])] = entry["sha256"]
+        if table := current_entry(self.root):
+            expected[files.join(FOLDER, table["file"])] = table["sha256"]
         lines = []
         for name, sha256 in expected.items():
             path = files.join(self.root, name)
@@ -246,12 +254,15 @@ class FeatureStore:
         """
         import ray.data
 
-        numbers = np.arange(len(self.manifest.shards)) if split is None else self.index.shards[self.rows_of(split)]
-        shards = [self.manifest.shards[number] for number in np.unique(numbers)]
-        items = [{"name": shard.name, "sha256": shard.sha256, "num_bytes": shard.num_bytes} for shard in shards]
+        wanted = np.arange(len(self)) if split is None else self.rows_of(split)
+        items = []
+        for number in np.unique(self.index.shards[wanted]).tolist():
+            shard, own = self.manifest.shards[number], wanted[self.index.shards[wanted] == number]
+            item = {"name": shard.name, "sha256": shard.sha256, "num_bytes": shard.num_bytes}
+            items.append({**item, "rows": None if split is None else self.index.rows[own].tolist()})
         return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             read_shard,
-            fn_args=(self.root, split, None if columns is None else list(columns)),
+            fn_args=(self.root, None if columns is None else list(columns)),
             batch_size=1,
             batch_format="pyarrow",
         )
