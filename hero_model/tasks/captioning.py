@@ -104,11 +104,10 @@ class Captioning:
         """Read the captions and the frames they tell of. Examples are already cut."""
         notes = examples.notes
         assert notes is not None, "captioning needs notes"
-        video_C = np.arange(len(notes.ids)) if notes.video_N is None else notes.video_N
         return Captions(
             texts=Texts(notes.tokens.astype(np.int64), notes.token_offsets),
-            ranges=frame_ranges(examples.videos, notes.spans_s, video_C),
-            video_C=video_C,
+            ranges=frame_ranges(examples.videos, notes.spans_s, notes.videos),
+            video_C=notes.videos,
             keys_C=notes.keys,
         )
 

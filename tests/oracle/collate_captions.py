@@ -32,7 +32,7 @@ def caption_batch(videos: Sequence[Video]) -> Batch:
 
 
 def split_captions(batch: Batch) -> list[Video]:
-    """The clips of an official batch with their captions, which are without a word in a batch of moments to describe."""
+    """The clips of an official batch with their captions, wordless in a batch of moments to describe."""
     texts = iter(batch.get("cap_tgt_ids", torch.full((len(batch["cap_attn_mask"]), 1), EOS)).tolist())
     videos = []
     for video, ranges in zip(split(batch), batch["clip_ranges"], strict=True):

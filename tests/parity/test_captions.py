@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from oracle import captions
 from oracle.model import Oracle
 from parity import examples, golden, packed, ragged
