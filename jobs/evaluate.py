@@ -30,8 +30,12 @@ def parser() -> argparse.ArgumentParser:
     built.add_argument("--store", metavar="[CORPUS=]PATH", help="its feature store (default: under HERO_HOME)")
     built.add_argument("--nms", type=float, metavar="IOU", help="drop spans that overlap a better one more than IOU")
     built.add_argument("--videos", type=int, default=100, metavar="N", help="videos of a query that are searched")
-    built.add_argument("--shortest", type=int, default=2, metavar="N", help="a moment has more than N frames (2)")
-    built.add_argument("--longest", type=int, default=16, metavar="N", help="and at most N (16)")
+    built.add_argument(
+        "--shortest", type=int, metavar="N", help="a moment has more than N frames (the corpus': 2 or 3)"
+    )
+    built.add_argument(
+        "--longest", type=int, metavar="N", help="and at most N (as published for the corpus: 16, 20, 6)"
+    )
     add_common(built, name="folder of the results (default: CORPUS-SPLIT-STEP inside the run's evaluations)")
     return built
 
@@ -44,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _job(own: argparse.Namespace) -> int:
     from hero_platform import files, home
+    from hero_platform.corpora import CORPORA
     from hero_platform.infer.moments import Corpus, evaluate_moments, load_model, write_evaluation
     from hero_platform.infer.retrieve import Decoding
     from hero_platform.report.table import result_lines
@@ -51,7 +56,12 @@ def _job(own: argparse.Namespace) -> int:
 
     checkpoint = _checkpoint(own)
     corpus = Corpus.open(FeatureStore.open(_store(own)), own.split)
-    how = Decoding(num_videos=own.videos, shortest=own.shortest, longest=own.longest)
+    published = CORPORA.get(own.corpus, Decoding())
+    how = Decoding(
+        num_videos=own.videos,
+        shortest=published.shortest if own.shortest is None else own.shortest,
+        longest=published.longest if own.longest is None else own.longest,
+    )
     if own.nms is not None and not 0 <= own.nms <= 1:
         raise ValueError(f"--nms is an overlap between 0 and 1, not {own.nms}")
     step = files.name_of(checkpoint)
