@@ -8,7 +8,7 @@ their moment: self-attention runs over equal captions, cross-attention over equa
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -132,7 +132,7 @@ class Captioning:
             order=order,
         )
 
-    def forward(self, hero: Hero, head: CaptionHead, batch: CaptionBatch, at: At) -> TaskOutput:
+    def forward(self, hero: Hero, head: Any, batch: CaptionBatch, at: At) -> TaskOutput:
         """Sum of the (smoothed) cross entropies of every next word, and their accuracy."""
         states_FD = hero.encode_video(batch.videos)
         scores = head(batch.tokens, batch.captions, states_FD, batch.memory, hero.words_VD)

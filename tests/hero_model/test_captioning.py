@@ -60,7 +60,7 @@ def test_numeric_self_check(pack_clips):
         filled[name] = 1 + 0.1 * u if NORM_WEIGHT.search(name) else 0.05 * u
     model = model.to_empty(device="cpu")
     report = load_official(filled, model)
-    assert (report.missing, report.unexpected_keys, report.ignored) == ((), (), ())
+    assert (report.missing, report.unexpected, report.ignored) == ((), (), ())
     hero, head = model.double().requires_grad_(False).hero, model.heads["captions"]
 
     frames = np.random.RandomState(7).uniform(-1, 1, (10, 4352)).astype(np.float32)
