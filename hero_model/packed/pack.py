@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hero_model.packed.batch import Layout, SegmentBatch, SharedFrames, TextBatch, VideoBatch, VideoRows
+from hero_model.packed.batch import Layout, SegmentBatch, TextBatch, VideoBatch, VideoRows
 
 LAST_TOKEN_POSITION = 511  # later tokens share it, as in the official collate of every task but MLM (hero.md 1.4)
 
@@ -146,7 +146,6 @@ def pack_videos(
     keep: np.ndarray | None = None,
     frame_mask: np.ndarray | None = None,
     last_position: int | None = LAST_TOKEN_POSITION,
-    shown: np.ndarray | None = None,
 ) -> PackedVideos:
     """Pack videos for the model: each segment is its frames, then `lead`, then its text; segments sorted by length.
 
@@ -157,8 +156,6 @@ def pack_videos(
         keep: `[S]` bool, segments to pack; None: all. Leave out those whose output nothing reads.
         frame_mask: `[F]` bool, frames to blank (MFM); recorded in the batch.
         last_position: position that all later tokens of a segment share; None: every token has its own (MLM).
-        shown: `[G]` int64, row of `rows.frames` that each of the frames counted by `rows.frame_offsets` shows, where
-            videos share frames; None: the frames stand there as they are counted.
 
     Returns:
         The batch, and the packed row of each token of `texts`.
@@ -172,7 +169,7 @@ def pack_videos(
 
     frame_at = spans(rows.segment_frame_offsets[:-1][segments], num_frames)
     clip_start = rows.frame_offsets[owners(rows.segment_offsets)[segments]]
-    matched = rows.segment_frames[frame_at] + np.repeat(clip_start, num_frames)
+    frame_index = rows.segment_frames[frame_at] + np.repeat(clip_start, num_frames)
     frame_rows = spans(row_starts, num_frames)
     token_rows = spans(row_starts + num_frames, num_tokens)
     order = np.empty(len(frame_rows) + len(token_rows), dtype=np.int64)
@@ -188,7 +185,7 @@ def pack_videos(
     batch = SegmentBatch(
         tokens=torch.from_numpy(tokens),
         token_positions=torch.from_numpy(token_positions),
-        frame_index=torch.from_numpy(matched if shown is None else shown[matched]),
+        frame_index=torch.from_numpy(frame_index),
         frame_positions=torch.from_numpy(spans(np.zeros_like(num_frames), num_frames)),
         order=torch.from_numpy(order),
         frame_rows=torch.from_numpy(frame_rows),
@@ -199,7 +196,6 @@ def pack_videos(
         segments=batch,
         clips=Layout.of(np.diff(rows.frame_offsets)),
         frame_mask=None if frame_mask is None else torch.from_numpy(frame_mask),
-        shared=None if shown is None else SharedFrames(torch.from_numpy(shown), torch.from_numpy(matched)),
     )
     return PackedVideos(videos, text_rows)
 

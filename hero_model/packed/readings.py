@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hero_model.packed.batch import ClipTexts, Layout, VideoBatch, VideoRows
+from hero_model.packed.batch import ClipTexts, Layout, SharedFrames, VideoBatch, VideoRows
 from hero_model.packed.pack import LAST_TOKEN_POSITION, Texts, joined, offsets_of, owners, pack_videos, spans
 
 
@@ -41,7 +41,10 @@ def pack_readings(rows: VideoRows, segments: Texts, video_N: np.ndarray, texts: 
         joined((segments, segment_M), (texts, reading_M)),
         lead=lead,
         keep=np.diff(again.segment_frame_offsets) > 0,
-        shown=shown_G,
+    )
+    shown, matched = torch.from_numpy(shown_G), videos.segments.frame_index
+    videos = replace(
+        videos, segments=replace(videos.segments, frame_index=shown[matched]), shared=SharedFrames(shown, matched)
     )
     return PackedReadings(videos, _behind(np.diff(again.frame_offsets), texts))
 
