@@ -10,7 +10,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -79,6 +80,11 @@ def seconds(span: Any) -> tuple[float, float]:
     if start_s < 0 or end_s < start_s:
         raise ValueError(f"time span {start_s:g} - {end_s:g} s is negative or runs backwards")
     return start_s, end_s
+
+
+def commonest(spans: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Of several annotators' spans the one that most of them chose, the first of equals."""
+    return Counter(spans).most_common(1)[0][0]
 
 
 def bracketed(cell: str) -> tuple[float, float]:

@@ -7,10 +7,9 @@ equals (how the released databases chose is not published; hero.md 5.3). Metrics
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
-from hero_platform.corpora.base import Corpus, Row, number, seconds, words
+from hero_platform.corpora.base import Corpus, Row, commonest, number, seconds, words
 from hero_platform.sources.base import Annotation
 
 SEGMENT_S = 5.0
@@ -26,7 +25,7 @@ def _convert(row: Row, split: str) -> Iterator[Annotation]:
         if first % 1 or last % 1 or last >= most:
             raise ValueError(f"segments {time} are not among the {most} of the video")
         spans.append((first * SEGMENT_S, (last + 1) * SEGMENT_S))
-    start_s, end_s = Counter(spans).most_common(1)[0][0] if spans else (float("nan"), float("nan"))
+    start_s, end_s = commonest(spans) if spans else (float("nan"), float("nan"))
     yield Annotation(
         kind="moments",
         split=split,
