@@ -36,6 +36,8 @@ def parser() -> argparse.ArgumentParser:
     built.add_argument(
         "--longest", type=int, metavar="N", help="and at most N (as published for the corpus: 16, 20, 6)"
     )
+    built.add_argument("--official-truncation", action="store_true", help="suppress among the first 100, not 200")
+    built.add_argument("--official-unravelling", action="store_true", help="decode moments with the official defect")
     add_common(built, name="folder of the results (default: CORPUS-SPLIT-STEP inside the run's evaluations)")
     return built
 
@@ -68,13 +70,23 @@ def _job(own: argparse.Namespace) -> int:
     parent = home.run_dir(own.run) if own.run else home.root()
     folder = files.join(parent, "evaluations", own.name or f"{own.corpus}-{own.split}-{step}")
     facts = {"checkpoint": checkpoint, "folder": folder, "nms": own.nms, **vars(how)}
+    facts |= {name: getattr(own, name) for name in ("official_truncation", "official_unravelling")}
     print(f"checkpoint  {checkpoint}\nsearch      {len(corpus.queries):,} queries in {len(corpus.rows):,} videos")
     if own.dry_run:
         print(f"would write {folder}")
         write_json(own.json, facts)
         return 0
     module, config = load_model(checkpoint)
-    evaluation = evaluate_moments(module, config, corpus, how, suppress_above=own.nms, show=True)
+    evaluation = evaluate_moments(
+        module,
+        config,
+        corpus,
+        how,
+        suppress_above=own.nms,
+        official_truncation=own.official_truncation,
+        official_unravelling=own.official_unravelling,
+        show=True,
+    )
     results = {**facts, **evaluation.results()}
     print("\n".join(result_lines(results["metrics"], results["intervals"])))
     paths = write_evaluation(folder, evaluation)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from hero_platform import files
 from hero_platform.config import RunConfig
 from hero_platform.infer.embed import Embedder
 from hero_platform.infer.retrieve import Decoding, retrieve, retrieve_videos
+from hero_platform.infer.retrieve import official_unravelling as unravel_officially
 from hero_platform.store.reader import FeatureStore
 from hero_platform.store.table import AnnotationTable
 from hero_platform.train import snapshot
@@ -136,6 +137,8 @@ def evaluate_moments(
     how: Decoding,
     *,
     suppress_above: float | None = None,
+    official_truncation: bool = False,
+    official_unravelling: bool = False,
     device: torch.device | None = None,
     show: bool = False,
 ) -> MomentEvaluation:
@@ -147,6 +150,8 @@ def evaluate_moments(
         corpus: what to search.
         how: limits and weights of the search.
         suppress_above: non-maximum suppression drops spans that overlap a better one more than this; None: off.
+        official_truncation: suppress among the first 100 answers, as officially, not among all that were kept.
+        official_unravelling: decode moments in the corpus with the official defect (`retrieve.official_unravelling`).
         device: where to run; None: a GPU if there is one.
         show: progress bars.
 
@@ -171,7 +176,11 @@ def evaluate_moments(
         rankings, places_Q = {"vr": found.vr}, found.places_Q
     else:
         answers = retrieve(embedder.head, videos, query_QD, own_Q, how, show=show)
+        if official_unravelling:
+            answers = replace(answers, vcmr=unravel_officially(answers, videos, task.max_frames))
         rankings = {"vcmr": answers.vcmr, "svmr": answers.svmr, "vr": answers.vr}
+    if official_truncation:
+        rankings = {name: ranked.top(MAX_ANSWERS) for name, ranked in rankings.items()}
     if suppress_above is not None:
         rankings |= {name: rankings[name].suppressed(suppress_above) for name in ("vcmr", "svmr") if name in rankings}
     rankings = {name: ranked.top(MAX_ANSWERS) for name, ranked in rankings.items()}

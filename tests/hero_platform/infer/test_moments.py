@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from hero_model.config import debug
-from hero_model.metrics.retrieval import RetrievalMetric
+from hero_model.metrics.retrieval import Ranked, RetrievalMetric
 from hero_model.multitask import MultiTaskHero
 from hero_model.tasks import Fom, MomentRetrieval, VideoRetrieval, Vsm
 from hero_platform.config import Entry, RunConfig
-from hero_platform.infer.embed import Embedder
+from hero_platform.infer.embed import Embedder, VideoStates
 from hero_platform.infer.moments import Corpus, evaluate_moments, search_task, write_evaluation
-from hero_platform.infer.retrieve import Decoding, retrieve, retrieve_videos
+from hero_platform.infer.retrieve import Answers, Decoding, official_unravelling, retrieve, retrieve_videos
 from hero_platform.store.reader import FeatureStore
 
 CPU = torch.device("cpu")
@@ -202,3 +202,13 @@ def test_hidden_queries_are_answered_and_not_scored(store, config, module, tmp_p
     assert found.rankings["vcmr"].rows(0) == seen.rankings["vcmr"].rows(0) and found.rankings["svmr"].rows(0) == []
     write_evaluation(str(tmp_path), found)
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == len(corpus.queries)
+
+
+@pytest.mark.parametrize(("max_frames", "wanted"), [(4, [2, 1.5, 4.5]), (6, [2, 1.5, 1.5])])
+def test_official_unravelling_by_hand(max_frames: int, wanted: list[float]):
+    """Place 0 of the list, frames 1 to 2, longest video 4: cell 6; by rows of 6 frames that is frame 1 and frame 0."""
+    videos = VideoStates(("a", "b", "c"), np.full(3, 1.5), np.array([0, 2, 6, 10]), np.zeros((10, 4), np.float32))
+    found = Ranked.of([[[2, 1.5, 4.5, 0.9]]])
+    listed = Ranked.of([[[2, 0, 0, 2.0], [0, 0, 0, 1.0]]])
+    decoded = official_unravelling(Answers(vcmr=found, svmr=found, vr=listed), videos, max_frames)
+    assert decoded.rows(0) == [[*wanted, 0.9]]
