@@ -43,6 +43,7 @@ class HeroConfig:
     cross: EncoderConfig = field(default_factory=lambda: EncoderConfig(num_layers=6))
     temporal: EncoderConfig = field(default_factory=lambda: EncoderConfig(num_layers=3))
     query: EncoderConfig = field(default_factory=lambda: EncoderConfig(num_layers=0))
+    decoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(num_layers=2, max_positions=1024))
     dropout: float = 0.1
     attention_dropout: float = 0.1
     initializer_range: float = 0.02
@@ -61,4 +62,5 @@ def debug() -> HeroConfig:
         cross=EncoderConfig(num_layers=2, num_heads=4, intermediate_size=128),
         temporal=EncoderConfig(num_layers=1, num_heads=4, intermediate_size=128),
         query=EncoderConfig(num_layers=0, num_heads=4, intermediate_size=128),
+        decoder=EncoderConfig(num_layers=2, num_heads=4, intermediate_size=128, max_positions=1024),
     )

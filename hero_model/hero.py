@@ -1,6 +1,7 @@
 """HERO without heads: from packed videos to one state per frame, from packed texts to one state per token.
 
-Legend: B videos, R packed rows of all segments, F frames of all videos, T text tokens, D hidden width.
+Legend: B videos, R packed rows of all segments, F frames of all videos, G rows of all clips (as many, but where clips
+share frames), T text tokens, D hidden width.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from hero_model.config import HeroConfig
 from hero_model.nn.embeddings import MaskEmbedding
 from hero_model.nn.encoders import CrossModalEncoder, TemporalEncoder
 from hero_model.nn.layers import Projection, init_normal
-from hero_model.packed.batch import Layout, TextBatch, VideoBatch
+from hero_model.packed.batch import ClipTexts, Layout, TextBatch, VideoBatch
 
 
 class Hero(nn.Module):
@@ -46,12 +47,14 @@ class Hero(nn.Module):
             hidden_RD: `[R, D]` from `encode_segments`.
 
         Returns:
-            `[F, D]`, before the temporal encoder.
+            `[G, D]`, before the temporal encoder.
         """
-        segments = videos.segments
-        x_FD = self.frame_transform(self.mask(videos.frames, videos.frame_mask)).to(hidden_RD.dtype)
+        segments, shared = videos.segments, videos.shared
+        x_GD = self.frame_transform(self.mask(videos.frames, videos.frame_mask)).to(hidden_RD.dtype)
+        if shared is not None:
+            x_GD = x_GD.index_select(0, shared.frames)
         matched_KD = hidden_RD.index_select(0, segments.frame_rows)
-        return x_FD.index_add(0, segments.frame_index, matched_KD)
+        return x_GD.index_add(0, segments.frame_index if shared is None else shared.matched, matched_KD)
 
     def encode_clips(self, x_FD: Tensor, clips: Layout) -> Tensor:
         """Run the temporal encoder over each clip; `[F, D]` to `[F, D]`."""
@@ -60,6 +63,12 @@ class Hero(nn.Module):
     def encode_video(self, videos: VideoBatch) -> Tensor:
         """Segments, fusion and temporal encoder in one; returns `[F, D]`."""
         return self.encode_clips(self.fuse(videos, self.encode_segments(videos)), videos.clips)
+
+    def encode_readings(self, videos: VideoBatch, texts: ClipTexts) -> Tensor:
+        """Encode clips together with a text each; returns the frames' states `[G, D]` (hero.md 4.4)."""
+        x_GD = self.fuse(videos, self.encode_segments(videos))
+        text_TD = self.cross.text(texts.tokens, texts.positions)
+        return self.temporal.with_texts(x_GD, videos.clips, text_TD, texts)
 
     def encode_text(self, texts: TextBatch) -> Tensor:
         """Run the cross-modal encoder on texts alone; returns `[T, D]`."""

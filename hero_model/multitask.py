@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from hero_model.config import HeroConfig
 from hero_model.hero import Hero
@@ -40,3 +40,19 @@ class MultiTaskHero(nn.Module):
         """Run the task of this kind on one micro-batch; `self.training` tells training from evaluation."""
         task = self.tasks[kind]
         return task.forward(self.hero, self.heads[task.head_name], batch, at)
+
+    def adopt(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of another model under the names of this one.
+
+        A part of a head that starts from another head (`starts_from`, as the language head of captions does from MLM's)
+        takes its weights, unless `state` has the part itself.
+        """
+        adopted = dict(state)
+        for name, head in self.heads.items():
+            for part, source in getattr(head, "starts_from", {}).items():
+                prefix, own = f"heads.{source}.", f"heads.{name}.{part}."
+                for key in [key for key in state if key.startswith(prefix)]:
+                    adopted.setdefault(own + key.removeprefix(prefix), state[key])
+                    if source not in self.heads:
+                        del adopted[key]
+        return adopted

@@ -1,12 +1,12 @@
-"""Weights and configurations of the official HERO code and of RoBERTa, in and out of our modules (hero.md 1.13, 2).
+"""Weights and configurations of the official HERO code, in and out of our modules (hero.md 1.2, 1.13, 2).
 
-Our names are translated by one table, both ways. Two things differ beyond names: we keep the query, key and value
-projections of a layer as one matrix, and we neither store the tied `lm_head.decoder.weight` nor the zero `pad` buffers.
+Our names are translated by one table, both ways (official_names.py). Two things differ beyond names: we keep the query,
+key and value projections of a layer as one matrix, and we neither store the tied `lm_head.decoder.weight` nor the zero
+`pad` buffers.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,75 +18,23 @@ from torch import Tensor, nn
 from hero_model.config import EncoderConfig, HeroConfig
 from hero_model.hero import Hero
 from hero_model.multitask import MultiTaskHero
+from hero_model.nn.answer_heads import AnswerHead, StatementHead
+from hero_model.nn.decoder import CaptionHead
 from hero_model.nn.heads import FrameHead, LmHead, OrderHead, QueryHead
+from hero_model.official_captions import CAPTION_BUFFERS, caption_buffers, homes
+from hero_model.official_names import CROSS, PLACES, official_names, split
 
-_LAYER = {  # one transformer layer; "{}" stands for query, key, value
-    "attention.qkv": "attention.self.{}",
-    "attention.out": "attention.output.dense",
-    "attention.norm": "attention.output.LayerNorm",
-    "widen": "intermediate.dense",
-    "narrow": "output.dense",
-    "norm": "output.LayerNorm",
-}
-_STEMS = {  # our module -> official module; "#" stands for the layer number
-    **{f"hero.cross.layers.#.{ours}": f"v_encoder.f_encoder.encoder.layer.#.{name}" for ours, name in _LAYER.items()},
-    "hero.cross.text.words": "v_encoder.f_encoder.embeddings.word_embeddings",
-    "hero.cross.text.positions": "v_encoder.f_encoder.embeddings.position_embeddings",
-    "hero.cross.text.types": "v_encoder.f_encoder.embeddings.token_type_embeddings",
-    "hero.cross.text.norm": "v_encoder.f_encoder.embeddings.LayerNorm",
-    "hero.cross.frames.linear": "v_encoder.f_encoder.img_embeddings.img_linear",
-    "hero.cross.frames.raw_norm": "v_encoder.f_encoder.img_embeddings.img_LayerNorm",
-    "hero.cross.frames.positions": "v_encoder.f_encoder.img_embeddings.position_embeddings",
-    "hero.cross.frames.mask.rows": "v_encoder.f_encoder.img_embeddings.mask_embedding",
-    "hero.cross.frames.norm": "v_encoder.f_encoder.img_embeddings.LayerNorm",
-    "hero.cross.pooler": "v_encoder.f_encoder.pooler.dense",
-    "heads.lm": "v_encoder.f_encoder.lm_head",
-    "heads.lm.dense": "v_encoder.f_encoder.lm_head.dense",
-    "heads.lm.norm": "v_encoder.f_encoder.lm_head.LayerNorm",
-    "hero.frame_transform.norm": "v_encoder.frame_transform.LayerNorm",
-    "hero.frame_transform.linear": "v_encoder.frame_transform.net.1",
-    "hero.temporal.embedding.positions": "v_encoder.c_encoder.embeddings.position_embeddings",
-    "hero.temporal.embedding.norm": "v_encoder.c_encoder.embeddings.LayerNorm",
-    **{
-        f"hero.temporal.layers.#.{ours}": f"v_encoder.c_encoder.encoder.layer.#.{name}" for ours, name in _LAYER.items()
-    },
-    "hero.temporal.pooler": "v_encoder.c_encoder.pooler.dense",
-    "heads.frames.hidden": "v_encoder.feat_regress.net.0",
-    "heads.frames.norm": "v_encoder.feat_regress.net.2",
-    "heads.frames.out": "v_encoder.feat_regress.net.3",
-    "hero.mask.rows": "v_encoder.mask_embedding",
-    "heads.order.hidden": "v_encoder.fom_output.linear_1",
-    "heads.order.norm": "v_encoder.fom_output.LayerNorm",
-    "heads.order.out": "v_encoder.fom_output.linear_2",
-    "heads.query.span_query": "video_query_linear",
-    "heads.query.start": "video_st_predictor",
-    "heads.query.end": "video_ed_predictor",
-    "heads.query.project.norm": "q_feat_attn.query_input_proj.LayerNorm",
-    "heads.query.project.linear": "q_feat_attn.query_input_proj.net.1",
-    "heads.query.embedding.positions": "q_feat_attn.query_pos_embed.position_embeddings",
-    "heads.query.embedding.norm": "q_feat_attn.query_pos_embed.LayerNorm",
-    "heads.query.attention.qkv": "q_feat_attn.query_self_attention.self.{}",
-    "heads.query.attention.out": "q_feat_attn.query_self_attention.output.dense",
-    "heads.query.attention.norm": "q_feat_attn.query_self_attention.output.LayerNorm",
-    "heads.query.pool": "q_feat_attn.modular_vector_mapping",
-}
-_PARTS = ("query", "key", "value")
-_PLACES = {  # official module -> our module, which part of it, of how many
-    stem.format(part): (ours, index, len(parts))
-    for ours, stem in _STEMS.items()
-    for parts in [_PARTS if "{}" in stem else ("",)]
-    for index, part in enumerate(parts)
-}
-_NUMBER = re.compile(r"(?<=\.layer\.)\d+|(?<=\.layers\.)\d+")
-_CROSS = "v_encoder.f_encoder."
-_WORDS = f"{_CROSS}embeddings.word_embeddings.weight"
-_TIED = f"{_CROSS}lm_head.decoder.weight"
-_PADS = ("v_encoder.pad", f"{_CROSS}pad")  # zeros with which the official code fills rows up to a multiple of 8
+_WORDS = f"{CROSS}embeddings.word_embeddings.weight"
+_TIED = f"{CROSS}lm_head.decoder.weight"
+_PADS = ("v_encoder.pad", f"{CROSS}pad")  # zeros with which the official code fills rows up to a multiple of 8
 _PAD_ROWS = 8
-_FRAME_POSITIONS = f"{_CROSS}img_embeddings.position_embeddings.weight"
+_FRAME_POSITIONS = f"{CROSS}img_embeddings.position_embeddings.weight"
 # What the released checkpoint holds beyond its model (hero.md 2): heads of abandoned tasks, and FOM's old name.
 _OLD_ORDER, _ORDER = "v_encoder.fr_output.", "v_encoder.fom_output."
 _RETIRED = (_OLD_ORDER, "v_encoder.itm_clip_transform.", "v_encoder.itm_sub_transform.")
+# Heads by our names: officially the first three are parts of `v_encoder`, which every model has.
+_ENCODER_HEADS = {"lm": LmHead, "frames": FrameHead, "order": OrderHead}
+_TASK_HEADS = {"query": QueryHead, "answers": AnswerHead, "statements": StatementHead, "captions": CaptionHead}
 
 
 @dataclass(frozen=True)
@@ -106,14 +54,14 @@ def official_name(name: str) -> str:
     Raises:
         ValueError: If the official model has no such parameter.
     """
-    return _official_names(name)[0]
+    return official_names(name)[0]
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors (weights or gradients) under official names, joined projections split; nothing is added."""
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        names = _official_names(name)
+        names = official_names(name)
         parts = tensor.chunk(len(names)) if len(names) > 1 else (tensor,)
         out.update(zip(names, (part.clone() if len(names) > 1 else part for part in parts), strict=True))
     return out
@@ -125,23 +73,24 @@ def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if _WORDS in out:
         words = out[_WORDS]
         out.update({name: words.new_zeros(_PAD_ROWS, words.shape[1]) for name in _PADS})
-        if f"{_CROSS}lm_head.bias" in out:
+        if f"{CROSS}lm_head.bias" in out:
             out[_TIED] = words.clone()
+            out.update(caption_buffers(out))
     return out
 
 
 def from_official(state: Mapping[str, Any], cfg: HeroConfig) -> tuple[dict[str, Tensor], Report]:
-    """Translate an official state dict to our names, for a model with all pre-training heads.
+    """Translate an official state dict to our names: the encoder with its own heads, and the task heads it has.
 
     Raises:
         ValueError: If a tensor has another shape than `cfg` gives it, or the tied decoder differs from the words.
     """
+    present = {place[0].split(".")[1] for name in state if (place := PLACES.get(split(name)[0]))}
+    makers = {**_ENCODER_HEADS, **{name: maker for name, maker in _TASK_HEADS.items() if name in present}}
     with torch.device("meta"):
-        heads = nn.ModuleDict(
-            {"lm": LmHead(cfg), "frames": FrameHead(cfg), "order": OrderHead(cfg), "query": QueryHead(cfg)}
-        )
+        heads = nn.ModuleDict({name: maker(cfg) for name, maker in makers.items()})
         whole = nn.ModuleDict({"hero": Hero(cfg), "heads": heads})
-    return _translate(state, whole.state_dict())
+    return translate(state, whole.state_dict())
 
 
 def load_official(source: str | Path | Mapping[str, Any], model: MultiTaskHero) -> Report:
@@ -155,9 +104,9 @@ def load_official(source: str | Path | Mapping[str, Any], model: MultiTaskHero) 
         ValueError: If the file cannot be read safely, holds no HERO weights, or has tensors of other shapes.
     """
     state = source if isinstance(source, Mapping) else read_state(source)
-    ours, report = _translate(state, model.state_dict())
+    ours, report = translate(state, model.state_dict())
     if not ours:
-        raise ValueError(f"{_origin(source)} holds no HERO weights: its first names are {sorted(state)[:3]}")
+        raise ValueError(f"{origin(source)} holds no HERO weights: its first names are {sorted(state)[:3]}")
     model.load_state_dict(ours, strict=False)
     return report
 
@@ -198,7 +147,8 @@ def config_from_official(raw: Mapping[str, Any], *, frame_dim: int = 4352, max_s
     `vocab_pad`. There are always two token types, since row 1 is the one in use (hero.md 1.2).
 
     Args:
-        raw: The parsed JSON; without a `q_config` (captioning) queries take the settings of `f_config`.
+        raw: The parsed JSON; without a `q_config` (captioning) queries take the settings of `f_config`, and without a
+            `d_config` (everything else) so does a decoder of two layers.
         frame_dim: Width of a raw frame feature, which the file does not say.
         max_segment_frames: Rows of the frame position table, which the file does not say.
 
@@ -208,9 +158,10 @@ def config_from_official(raw: Mapping[str, Any], *, frame_dim: int = 4352, max_s
     try:
         cross, temporal = raw["f_config"], raw["c_config"]
         query = raw.get("q_config", {**cross, "num_hidden_layers": 0})
+        decoder = raw.get("d_config", {**cross, "num_hidden_layers": 2, "max_position_embeddings": 1024})
         shared = [
             (part["hidden_size"], part["hidden_dropout_prob"], part["attention_probs_dropout_prob"], part["hidden_act"])
-            for part in (cross, temporal, query)
+            for part in (cross, temporal, query, decoder)
         ]
         vocab_size = -(-cross["vocab_size"] // _PAD_ROWS) * _PAD_ROWS
         cfg = HeroConfig(
@@ -223,6 +174,7 @@ def config_from_official(raw: Mapping[str, Any], *, frame_dim: int = 4352, max_s
             cross=_encoder(cross),
             temporal=_encoder(temporal),
             query=_encoder(query),
+            decoder=_encoder(decoder),
             dropout=cross["hidden_dropout_prob"],
             attention_dropout=cross["attention_probs_dropout_prob"],
             initializer_range=cross["initializer_range"],
@@ -231,76 +183,12 @@ def config_from_official(raw: Mapping[str, Any], *, frame_dim: int = 4352, max_s
         raise ValueError(f"the official configuration has no {error}; pass a whole config/hero_*.json") from error
     if len(set(shared)) > 1 or cross["hidden_act"] != "gelu":
         raise ValueError(
-            f"hidden size, dropouts and gelu must be the same in f_config, c_config and q_config: {shared}"
+            f"hidden size, dropouts and gelu must be the same in f_config, c_config, q_config and d_config: {shared}"
         )
     return cfg
 
 
-def load_roberta(model: MultiTaskHero, source: str | Path | Mapping[str, Any], *, skip_layers: bool = True) -> Report:
-    """Initialise the cross-modal encoder and the language head from a RoBERTa checkpoint (hero.md 1.13).
-
-    Keys carry the prefix `roberta.`, in old (`gamma`, `beta`) or new spelling. The word table grows to the model's with
-    zero rows, every type row becomes RoBERTa's only one, and row 0 of the clip-level mask embedding becomes zero.
-
-    Args:
-        model: Built with `vocab_pad` = the word rows that RoBERTa lacks, on top of hero.md's ordinary initialisation.
-        source: A `.bin`, `.pt` or `.safetensors` file, or a state dict.
-        skip_layers: Spread over RoBERTa's layers (1, 3, 5, ... of 12 for 6) instead of taking the first ones.
-
-    Raises:
-        ValueError: If the file cannot be read safely, is no RoBERTa, or does not fit the model's sizes.
-    """
-    state = source if isinstance(source, Mapping) else read_state(source)
-    plain = {name.removeprefix("roberta."): value for name, value in state.items() if name.startswith("roberta.")}
-    plain = {name.replace("gamma", "weight").replace("beta", "bias"): value for name, value in plain.items()}
-    words, types = plain.get("embeddings.word_embeddings.weight"), plain.get("embeddings.token_type_embeddings.weight")
-    if words is None or types is None:
-        raise ValueError(f"{_origin(source)} holds no RoBERTa weights: no embeddings under the prefix 'roberta.'")
-    cfg = model.hero.cfg
-    pad = cfg.vocab_size - len(words)
-    if pad < 0 or pad != cfg.vocab_pad:
-        raise ValueError(
-            f"RoBERTa has {len(words)} words and the model {cfg.vocab_size} with vocab_pad {cfg.vocab_pad}; "
-            f"build it with a vocab_size of at least {len(words)} and vocab_pad as the difference"
-        )
-    for name in ("embeddings.word_embeddings.weight", "lm_head.bias", "lm_head.decoder.weight"):
-        if name in plain:
-            plain[name] = torch.cat([plain[name], plain[name].new_zeros(pad, *plain[name].shape[1:])])
-    plain["embeddings.token_type_embeddings.weight"] = types[:1].expand(cfg.type_vocab_size, -1)
-    plain = _pick_layers(plain, cfg.cross.num_layers, skip=skip_layers)
-    reached = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if name.startswith(("hero.cross.", "heads.lm.")) and not name.startswith("hero.cross.frames.")
-    }
-    ours, report = _translate({_CROSS + name: value for name, value in plain.items()}, reached)
-    model.load_state_dict(ours, strict=False)
-    with torch.no_grad():
-        model.hero.mask.rows.weight[0].zero_()
-    lm = model.heads["lm"] if "lm" in model.heads else None
-    if isinstance(lm, LmHead) and "heads.lm.dense.weight" not in ours:
-        lm.dense.reset_parameters()  # the official code creates this head after its own initialisation has run
-    strangers = tuple(name for name in state if not name.startswith("roberta."))
-    return replace(report, ignored=report.ignored + strangers)
-
-
-def _official_names(name: str) -> tuple[str, ...]:
-    """The official name, or the three of a joined projection."""
-    stem, leaf, number = _split(name)
-    if stem not in _STEMS:
-        raise ValueError(f"the official model has no parameter for {name}")
-    official = f"{_STEMS[stem].replace('#', number)}.{leaf}"
-    return tuple(official.format(part) for part in _PARTS) if "{}" in official else (official,)
-
-
-def _split(name: str) -> tuple[str, str, str]:
-    """Module with "#" for the layer number, parameter, layer number (or an empty string)."""
-    stem, _, leaf = name.rpartition(".")
-    found = _NUMBER.search(stem)
-    return _NUMBER.sub("#", stem), leaf, found.group() if found else ""
-
-
-def _translate(state: Mapping[str, Any], expected: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Report]:
+def translate(state: Mapping[str, Any], expected: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Report]:
     """Find the place of every official tensor among `expected`, our names with tensors of the right shape."""
     if not any(name.startswith(_ORDER) for name in state):
         state = {name.replace(_OLD_ORDER, _ORDER): value for name, value in state.items()}
@@ -309,26 +197,26 @@ def _translate(state: Mapping[str, Any], expected: Mapping[str, Tensor]) -> tupl
     pieces: dict[str, dict[int, Tensor]] = {}
     unexpected, ignored = [], []
     for name, value in state.items():
-        stem, leaf, number = _split(name)
-        if name == _TIED or name in _PADS:
+        stem, leaf, number = split(name)
+        if name == _TIED or name in _PADS or name in CAPTION_BUFFERS:
             continue
         if not isinstance(value, Tensor) or name.startswith(_RETIRED):
             ignored.append(name)
-        elif stem not in _PLACES:
+        elif stem not in PLACES:
             unexpected.append(name)
         else:
-            our_stem, index, num_parts = _PLACES[stem]
-            ours = f"{our_stem.replace('#', number)}.{leaf}"
-            if ours not in expected:
+            our_stem, index, num_parts = PLACES[stem]
+            reached = [ours for ours in homes(f"{our_stem.replace('#', number)}.{leaf}") if ours in expected]
+            for ours in reached:
+                _check_shape(name, value, expected[ours], num_parts)
+                pieces.setdefault(ours, {})[index] = value
+            if not reached:
                 ignored.append(name)
-                continue
-            _check_shape(name, value, expected[ours], num_parts)
-            pieces.setdefault(ours, {})[index] = value
-    missing = [name for ours in expected for name in _official_names(ours) if name not in state]
+    missing = [name for ours in expected for name in official_names(ours) if name not in state]
     whole = {
         ours: torch.cat([parts[index] for index in sorted(parts)]) if len(parts) > 1 else parts[0]
         for ours, parts in pieces.items()
-        if len(parts) == len(_official_names(ours))
+        if len(parts) == len(official_names(ours))
     }
     return whole, Report(tuple(missing), tuple(unexpected), tuple(ignored))
 
@@ -340,19 +228,6 @@ def _check_shape(name: str, value: Tensor, whole: Tensor, num_parts: int) -> Non
         raise ValueError(f"{name} has shape {list(value.shape)}, but the model's configuration makes it {wanted}")
 
 
-def _pick_layers(plain: Mapping[str, Any], num_layers: int, *, skip: bool) -> dict[str, Any]:
-    """Renumber the layers of a deeper encoder that a shallower one keeps, and drop the others."""
-    numbers = {name: int(found.group()) for name in plain if (found := _NUMBER.search(name))}
-    depth = max(numbers.values(), default=-1) + 1
-    gap = max(1, depth // num_layers) if skip else 1
-    kept = {gap * (layer + 1) - 1: str(layer) for layer in range(num_layers)}
-    return {
-        _NUMBER.sub(kept[numbers[name]], name) if name in numbers else name: value
-        for name, value in plain.items()
-        if name not in numbers or numbers[name] in kept
-    }
-
-
 def _encoder(part: Mapping[str, Any]) -> EncoderConfig:
     return EncoderConfig(
         num_layers=part["num_hidden_layers"],
@@ -362,5 +237,6 @@ def _encoder(part: Mapping[str, Any]) -> EncoderConfig:
     )
 
 
-def _origin(source: str | Path | Mapping[str, Any]) -> str:
+def origin(source: str | Path | Mapping[str, Any]) -> str:
+    """How a message names where weights came from."""
     return "the state dict" if isinstance(source, Mapping) else str(source)

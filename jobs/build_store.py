@@ -1,4 +1,4 @@
-"""Turn a source into a feature store with Ray Data, or look into one: python -m jobs.build_store {lmdb,npz,...}."""
+"""Build a feature store, add annotations to one, or look into one: python -m jobs.build_store {lmdb,npz,...}."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from jobs.cli import Parser, add_common, program_of, run_job, write_json
 
 if TYPE_CHECKING:
     from hero_platform.sources.base import Source
+    from hero_platform.store.reader import FeatureStore
     from hero_platform.store.tokens import TokenizerSpec
 
 PROGRAM = program_of("jobs.build_store")
@@ -18,13 +19,16 @@ _EXAMPLES = f"""examples:
   {PROGRAM} lmdb --txt-db txt_db/tv_subtitles.db --video-db video_db/tv --corpus tv
   {PROGRAM} npz --features features --subtitles subs.jsonl --tokenizer roberta --corpus mine
   {PROGRAM} synthetic --videos 1000 --seed 0
+  {PROGRAM} annotations --corpus tvr --split val tvr_val_release.jsonl --store outputs/stores/tvr/x --tokenizer roberta
+  {PROGRAM} annotations --corpus tv --splits txt_db/pretrain_splits/tv_train.json txt_db/pretrain_splits/tv_val.json
   {PROGRAM} inspect outputs/stores/synthetic/synthetic"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code (0 done, 1 a damaged store, 2 a mistake in the call or its input)."""
     own = _parser().parse_args(argv)
-    return run_job(PROGRAM, lambda: _inspect(own) if own.command == "inspect" else _build(own))
+    job = {"inspect": _inspect, "annotations": _annotations}.get(own.command, _build)
+    return run_job(PROGRAM, lambda: job(own))
 
 
 def _build(own: argparse.Namespace) -> int:
@@ -96,6 +100,64 @@ def _inspect(own: argparse.Namespace) -> int:
     for line in value["damaged"]:
         print(f"{PROGRAM}: {line}", file=sys.stderr)
     return 1 if value["damaged"] else 0
+
+
+def _annotations(own: argparse.Namespace) -> int:
+    """Add a corpus' annotation file to a finished store, or set the splits of its videos."""
+    from hero_platform import home
+    from hero_platform.store.reader import FeatureStore
+
+    path = own.store or home.store_of(own.corpus)
+    if not path:
+        raise ValueError(f"{home.root()} has no store of {own.corpus}: name one with --store PATH")
+    if not own.file and not own.splits:
+        raise ValueError("nothing to do: give an annotation FILE, or --splits with lists of ids")
+    result: dict[str, Any] = {"store": path}
+    if own.splits:
+        result["splits"] = _splits(own, FeatureStore.open(path))
+    if own.file:
+        result["annotations"] = _annotation_file(own, FeatureStore.open(path))
+    write_json(own.json, result)
+    return 0
+
+
+def _splits(own: argparse.Namespace, store: FeatureStore) -> dict[str, Any]:
+    """Set splits from lists of ids."""
+    from hero_platform.sources.splits import read_splits
+    from hero_platform.store.reader import FeatureStore
+    from hero_platform.store.split_tables import write_splits
+
+    ids: dict[str, list[str]] = {}
+    for video, split in read_splits(own.splits).items():
+        ids.setdefault(split, []).append(video)
+    if own.dry_run:
+        print(f"would set   {', '.join(f'{split} ({len(videos):,} ids)' for split, videos in ids.items())}")
+        return {}
+    facts = write_splits(store.root, ids, store.index.row_of)
+    for split, count in facts["videos"].items():
+        print(f"split       {split}: {count:,} videos; {facts['strangers'][split]:,} ids that the store has not")
+    facts["digest"] = FeatureStore.open(store.root).digest
+    print(f"digest      {facts['digest']} (runs record it; the store itself is unchanged)")
+    return facts
+
+
+def _annotation_file(own: argparse.Namespace, store: FeatureStore) -> dict[str, Any]:
+    """Write one table beside the store."""
+    from hero_platform.corpora import CORPORA
+    from hero_platform.corpora.add import add_annotations
+    from hero_platform.corpora.report import format_corpus_report
+    from hero_platform.store.tokens import TokenizerSpec
+
+    if own.corpus not in CORPORA:
+        raise ValueError(f"no annotation files are known for {own.corpus!r}, only for {', '.join(CORPORA)}")
+    if not own.split:
+        raise ValueError("--split names the split that FILE holds, such as train or val")
+    tokenizer = TokenizerSpec.read(own.tokenizer) if own.tokenizer else None
+    facts = add_annotations(CORPORA[own.corpus], own.split, own.file, store, tokenizer, dry_run=own.dry_run)
+    print(format_corpus_report(facts))
+    if "table" in facts:
+        print(f"wrote        {store.root}/{facts['table']}\ndigest       {facts['digest']}")
+    return facts
 
 
 def _lmdb(own: argparse.Namespace) -> tuple[Source, TokenizerSpec, str]:
@@ -188,6 +250,19 @@ def _parser() -> Parser:
     synthetic.add_argument("--annotated-train", type=_count, metavar="N", help="train videos that carry annotations")
     synthetic.add_argument("--shuffle-subtitles", action="store_true", help="control: subtitles of other videos")
     synthetic.add_argument("--corpus", default="synthetic", help="name of the data set (default synthetic)")
+
+    annotations = commands.add_parser(
+        "annotations", help="add a public annotation file to a finished store, or set the splits of its videos"
+    )
+    annotations.add_argument("file", nargs="?", metavar="FILE", help="a corpus' annotation file as published")
+    annotations.add_argument("--corpus", required=True, help="whose file it is: tvr, how2r, didemo, msrvtt, tvqa, ...")
+    annotations.add_argument("--split", help="the split that FILE holds")
+    annotations.add_argument("--store", metavar="PATH", help="the store (default: the corpus' one under HERO_HOME)")
+    annotations.add_argument(
+        "--tokenizer", metavar="PATH", help="the store's vocabulary: RoBERTa's folder, or words.txt"
+    )
+    annotations.add_argument("--splits", nargs="+", default=[], metavar="[SPLIT=]FILE", help="JSON lists of video ids")
+    add_common(annotations, name="unused here")
 
     inspect = commands.add_parser("inspect", help="what is in a store; checks its digests (exit code 1: damaged)")
     inspect.add_argument("path", metavar="PATH", help="folder or s3:// URL of a store")

@@ -30,8 +30,14 @@ def parser() -> argparse.ArgumentParser:
     built.add_argument("--store", metavar="[CORPUS=]PATH", help="its feature store (default: under HERO_HOME)")
     built.add_argument("--nms", type=float, metavar="IOU", help="drop spans that overlap a better one more than IOU")
     built.add_argument("--videos", type=int, default=100, metavar="N", help="videos of a query that are searched")
-    built.add_argument("--shortest", type=int, default=2, metavar="N", help="a moment has more than N frames (2)")
-    built.add_argument("--longest", type=int, default=16, metavar="N", help="and at most N (16)")
+    built.add_argument(
+        "--shortest", type=int, metavar="N", help="a moment has more than N frames (the corpus': 2 or 3)"
+    )
+    built.add_argument(
+        "--longest", type=int, metavar="N", help="and at most N (as published for the corpus: 16, 20, 6)"
+    )
+    built.add_argument("--official-truncation", action="store_true", help="suppress among the first 100, not 200")
+    built.add_argument("--official-unravelling", action="store_true", help="decode moments with the official defect")
     add_common(built, name="folder of the results (default: CORPUS-SPLIT-STEP inside the run's evaluations)")
     return built
 
@@ -44,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _job(own: argparse.Namespace) -> int:
     from hero_platform import files, home
+    from hero_platform.corpora import CORPORA
     from hero_platform.infer.moments import Corpus, evaluate_moments, load_model, write_evaluation
     from hero_platform.infer.retrieve import Decoding
     from hero_platform.report.table import result_lines
@@ -51,20 +58,35 @@ def _job(own: argparse.Namespace) -> int:
 
     checkpoint = _checkpoint(own)
     corpus = Corpus.open(FeatureStore.open(_store(own)), own.split)
-    how = Decoding(num_videos=own.videos, shortest=own.shortest, longest=own.longest)
+    published = CORPORA.get(own.corpus, Decoding())
+    how = Decoding(
+        num_videos=own.videos,
+        shortest=published.shortest if own.shortest is None else own.shortest,
+        longest=published.longest if own.longest is None else own.longest,
+    )
     if own.nms is not None and not 0 <= own.nms <= 1:
         raise ValueError(f"--nms is an overlap between 0 and 1, not {own.nms}")
     step = files.name_of(checkpoint)
     parent = home.run_dir(own.run) if own.run else home.root()
     folder = files.join(parent, "evaluations", own.name or f"{own.corpus}-{own.split}-{step}")
     facts = {"checkpoint": checkpoint, "folder": folder, "nms": own.nms, **vars(how)}
+    facts |= {name: getattr(own, name) for name in ("official_truncation", "official_unravelling")}
     print(f"checkpoint  {checkpoint}\nsearch      {len(corpus.queries):,} queries in {len(corpus.rows):,} videos")
     if own.dry_run:
         print(f"would write {folder}")
         write_json(own.json, facts)
         return 0
     module, config = load_model(checkpoint)
-    evaluation = evaluate_moments(module, config, corpus, how, suppress_above=own.nms, show=True)
+    evaluation = evaluate_moments(
+        module,
+        config,
+        corpus,
+        how,
+        suppress_above=own.nms,
+        official_truncation=own.official_truncation,
+        official_unravelling=own.official_unravelling,
+        show=True,
+    )
     results = {**facts, **evaluation.results()}
     print("\n".join(result_lines(results["metrics"], results["intervals"])))
     paths = write_evaluation(folder, evaluation)

@@ -46,6 +46,10 @@ class Ranked:
         """The first `count` answers of each query."""
         return Ranked(self.videos_QN[:, :count], self.spans_QN2[:, :count], self.scores_QN[:, :count])
 
+    def rows_at(self, which: np.ndarray) -> Ranked:
+        """The answers to these queries: `[Q]` bool, or indices."""
+        return Ranked(self.videos_QN[which], self.spans_QN2[which], self.scores_QN[which])
+
     def suppressed(self, threshold: float, *, keep: int = MAX_ANSWERS) -> Ranked:
         """Greedy non-maximum suppression within each video of each query's answers; the best `keep` remain."""
         kept = []
@@ -75,19 +79,27 @@ class Truth:
 class RetrievalMetric:
     """Recall at K, in percent: `vcmr_r1_iou07`, `svmr_r10_iou05`, `vr_r5`; by kind of query `vcmr_r1_iou07/vt`.
 
-    What is kept per query is the rank of its first correct answer: that gives every recall and its interval.
+    What is kept per query is the rank of its first correct answer: that gives every recall and its interval. Where the
+    whole corpus was ranked, `vr_median_rank` and `vr_mean_rank` say where the right video stands, counted from 1.
     """
 
     thresholds: tuple[float, ...] = (0.5, 0.7)
     ks: tuple[int, ...] = (1, 5, 10, 100)
     ranks: dict[str, list[np.ndarray]] = field(default_factory=dict)  # "vcmr_iou07" -> ranks of each part
+    places: list[np.ndarray] = field(default_factory=list)  # place of the right video in the whole corpus, from 0
     videos: list[np.ndarray] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
 
     def update(
-        self, truth: Truth, *, vcmr: Ranked | None = None, svmr: Ranked | None = None, vr: Ranked | None = None
+        self,
+        truth: Truth,
+        *,
+        vcmr: Ranked | None = None,
+        svmr: Ranked | None = None,
+        vr: Ranked | None = None,
+        places_Q: np.ndarray | None = None,
     ) -> None:
-        """Count queries; the same of vcmr, svmr and vr must be given at every call."""
+        """Count queries; the same of vcmr, svmr, vr and `places_Q` (see `places`) must be given at every call."""
         self.videos.append(truth.videos_Q)
         self.kinds.extend(truth.kinds)
         for task, ranked in (("vcmr", vcmr), ("svmr", svmr)):
@@ -98,16 +110,23 @@ class RetrievalMetric:
         if vr is not None:
             self.ranks.setdefault("vr", []).append(first_hits(truth, vr.top(MAX_ANSWERS), None))
 
+        if places_Q is not None:
+            self.places.append(places_Q)
+
     def merge(self, other: RetrievalMetric) -> None:
         """Add the queries of another part of the split."""
+        self.places.extend(other.places)
         self.videos.extend(other.videos)
         self.kinds.extend(other.kinds)
         for column, parts in other.ranks.items():
             self.ranks.setdefault(column, []).extend(parts)
 
     def compute(self) -> dict[str, float]:
-        """All recalls in percent, not rounded."""
+        """All recalls in percent, and the median and mean place if they are known; not rounded."""
         results = {name: float(hits.mean() * 100) for name in self.names() for hits in (self.hits(name),)}
+        if self.places:
+            places = np.concatenate(self.places) + 1
+            results |= {"vr_median_rank": float(np.median(places)), "vr_mean_rank": float(places.mean())}
         kinds = np.array(self.kinds)
         for kind in _in_order(kinds):
             results |= {f"{name}/{kind}": float(self.hits(name)[kinds == kind].mean() * 100) for name in self.names()}

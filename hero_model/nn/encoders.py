@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hero_model.config import HeroConfig
 from hero_model.nn.embeddings import FrameEmbedding, PositionEmbedding, TextEmbedding
 from hero_model.nn.layers import TransformerStack
-from hero_model.packed.batch import Layout, TextBatch, VideoBatch
+from hero_model.packed.batch import ClipTexts, Layout, TextBatch, VideoBatch
 
 
 class CrossModalEncoder(nn.Module):
@@ -50,3 +50,18 @@ class TemporalEncoder(nn.Module):
     def forward(self, x_FD: Tensor, clips: Layout) -> Tensor:
         """`[F, D]` fused frames to `[F, D]` contextual frames, each video on its own."""
         return self.layers(self.embedding(x_FD, clips.positions), clips)
+
+    def with_texts(self, x_GD: Tensor, clips: Layout, text_TD: Tensor, texts: ClipTexts) -> Tensor:
+        """Read a text behind each clip. Only frames get this encoder's position and norm (hero.md 4.4).
+
+        Args:
+            x_GD: `[G, D]` fused frames.
+            clips: N sequences, G rows.
+            text_TD: `[T, D]` from the cross-modal encoder's text embedding.
+            texts: How clips and texts are packed together.
+
+        Returns:
+            `[G, D]` contextual frames.
+        """
+        both = torch.cat([self.embedding(x_GD, clips.positions), text_TD]).index_select(0, texts.order)
+        return self.layers(both, texts.layout).index_select(0, texts.clip_rows)

@@ -91,12 +91,7 @@ class QueryHead(nn.Module):
             `[Q, D]` modularised query vectors.
         """
         x_TD = self.attention(self.embedding(self.project(hidden_TD), layout.positions), layout)
-        weights_T = self.pool(x_TD).squeeze(-1).to(x_TD.dtype)
-        pooled = [
-            (weights_NL.softmax(-1).unsqueeze(-1) * x_NLD).sum(1)
-            for weights_NL, x_NLD in zip(_by_run(weights_T, layout), _by_run(x_TD, layout), strict=True)
-        ]
-        return torch.cat(pooled)
+        return attention_pool(self.pool(x_TD).squeeze(-1), x_TD, layout)
 
     def span_logits(
         self, query_QD: Tensor, frames_FD: Tensor, clips: Layout, video_of_query: np.ndarray | Tensor
@@ -171,6 +166,12 @@ class QueryHead(nn.Module):
         with torch.autocast(scores.device.type, enabled=False):
             start, end = (torch.stack(windows, dim=-1) @ kernels_K2.to(scores.dtype)).unbind(-1)
         return start, end
+
+
+def attention_pool(weights_R: Tensor, x_RD: Tensor, layout: Layout) -> Tensor:
+    """Average the rows of each sequence by the softmax of their weights: `[R]`, `[R, D]` to `[N, D]`."""
+    pairs = zip(_by_run(weights_R.to(x_RD.dtype), layout), _by_run(x_RD, layout), strict=True)
+    return torch.cat([(weights_NL.softmax(-1).unsqueeze(-1) * x_NLD).sum(1) for weights_NL, x_NLD in pairs])
 
 
 def _by_run(x: Tensor, layout: Layout) -> list[Tensor]:

@@ -42,11 +42,19 @@ class AttentionBlock(nn.Module):
         self.dropout = nn.Dropout(cfg.dropout)
         self.norm = LayerNorm(cfg.hidden_size, cfg.layer_norm_eps)
 
-    def forward(self, x_RD: Tensor, layout: Layout) -> Tensor:
-        """`[R, D]` to `[R, D]`, each sequence of `layout` on its own."""
+    def forward(self, x_RD: Tensor, layout: Layout, *, causal: bool = False) -> Tensor:
+        """`[R, D]` to `[R, D]`, each sequence of `layout` on its own; causal: a row sees itself and earlier rows."""
+        dropout_p = self.attention_dropout if self.training else 0.0
+        return self.add(packed_attention(*self.project(x_RD), layout, dropout_p, causal=causal), x_RD)
+
+    def project(self, x_RD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each `[R, H, d]`."""
         q, k, v = self.qkv(x_RD).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
-        context = packed_attention(q, k, v, layout, self.attention_dropout if self.training else 0.0)
-        return self.norm(self.dropout(self.out(context.flatten(1))) + x_RD)
+        return q, k, v
+
+    def add(self, context_RHd: Tensor, x_RD: Tensor) -> Tensor:
+        """Output projection of the contexts, residual and LayerNorm: `[R, D]`."""
+        return self.norm(self.dropout(self.out(context_RHd.flatten(1))) + x_RD)
 
 
 class TransformerLayer(nn.Module):

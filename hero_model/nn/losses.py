@@ -8,6 +8,7 @@ N rows of packed span logits, V width of a raw frame feature.
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import NamedTuple
 
 import torch
@@ -54,6 +55,27 @@ def token_cross_entropy(scores: Tensor, targets: Tensor) -> Scored:
     """
     with full_precision(scores):
         loss = F.cross_entropy(wide(scores), targets, reduction="sum")
+    return Scored(loss, (scores.detach().argmax(-1) == targets).sum())
+
+
+def smoothed_cross_entropy(scores: Tensor, targets: Tensor, smoothing: float) -> Scored:
+    """Sum over rows of KL(smoothed target || model): 1 - smoothing on the target, the rest even over all other classes.
+
+    torch's own smoothing spreads over all classes, the target too, and leaves out the target's entropy, a constant:
+    with its share chosen as below both say the same. Without smoothing this is the plain cross entropy.
+
+    Args:
+        scores: `[M, classes]`, at least two classes.
+        targets: `[M]` int64.
+        smoothing: in [0, 1 - 1/classes).
+    """
+    classes = scores.shape[-1]
+    with full_precision(scores):
+        share = smoothing * classes / (classes - 1)
+        loss = F.cross_entropy(wide(scores), targets, reduction="sum", label_smoothing=share)
+    if smoothing:
+        entropy = -(1 - smoothing) * math.log(1 - smoothing) - smoothing * math.log(smoothing / (classes - 1))
+        loss = loss - len(targets) * entropy
     return Scored(loss, (scores.detach().argmax(-1) == targets).sum())
 
 
@@ -119,6 +141,21 @@ def span_cross_entropy(logits_N: Tensor, layout: Layout, targets_Q: Tensor) -> S
         table = table.index_put((query, layout.positions), logits)
         loss = F.cross_entropy(table, targets_Q, ignore_index=IGNORED, reduction="sum")
     return Scored(loss, (table.detach().argmax(-1) == targets_Q).sum())
+
+
+def binary_cross_entropy(logits_N: Tensor, labels_N: Tensor) -> Scored:
+    """Sum of -log p(label), p(true) being the sigmoid of the logit.
+
+    Args:
+        logits_N: `[N]`.
+        labels_N: `[N]` int64, 1 true and 0 false; `IGNORED` rows count neither as loss nor as correct.
+    """
+    with full_precision(logits_N):
+        logits = wide(logits_N)
+        known = (labels_N != IGNORED).to(logits.dtype)
+        targets = labels_N.clamp_min(0).to(logits.dtype)
+        loss = F.binary_cross_entropy_with_logits(logits, targets, weight=known, reduction="sum")
+    return Scored(loss, ((logits.detach() > 0) == labels_N).sum())
 
 
 def ranking_loss(positives: Tensor, scores: Tensor, is_negative: Tensor, how: Ranking) -> Tensor:

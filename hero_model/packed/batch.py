@@ -39,23 +39,47 @@ class VideoRows:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """The answers of N questions, question after question."""
+
+    tokens: np.ndarray  # [T] int32 without special ids, answer after answer
+    token_offsets: np.ndarray  # [answers + 1] int64 into tokens
+    offsets: np.ndarray  # [N + 1] int64 into answers
+
+
+@dataclass(frozen=True)
 class Notes:
-    """One annotation per example (a moment query): its text and its time span."""
+    """Annotations, one per video or (`video_N`) in any number: each has a text and a time span."""
 
     ids: tuple[str, ...]
-    keys: np.ndarray  # [B] uint64, a hash of the annotation id
+    keys: np.ndarray  # [N] uint64, a hash of the annotation id
     tokens: np.ndarray  # [T] int32 without special ids, text after text
-    token_offsets: np.ndarray  # [B + 1] int64
-    spans_s: np.ndarray  # [B, 2] float64 seconds, NaN where the split hides them
+    token_offsets: np.ndarray  # [N + 1] int64
+    spans_s: np.ndarray  # [N, 2] float64 seconds, NaN where the split hides them
+    labels: np.ndarray | None = None  # [N] int64: the right answer, or 1 true and 0 false; -1 where hidden
+    answers: Answers | None = None  # of questions
+    video_N: np.ndarray | None = None  # [N] int64 video of each note, ascending; None: note i is about video i
+
+    @property
+    def videos(self) -> np.ndarray:
+        """`[N]` int64 video of each note."""
+        return np.arange(len(self.ids)) if self.video_N is None else self.video_N
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What a task prepares: B videos, and for annotated tasks one note per video (a video may repeat)."""
+    """What a task prepares: B videos (one may repeat), and for annotated tasks their notes."""
 
     videos: VideoRows
     notes: Notes | None = None
     groups: np.ndarray | None = None  # [B] int64, MFM-NCE group of each video; None: all videos are one group
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """What identifies each example: its (first) annotation, or without annotations its video."""
+        if self.notes is None:
+            return self.videos.ids
+        return tuple(self.notes.ids[first] for first in np.flatnonzero(np.diff(self.notes.videos, prepend=-1)))
 
 
 class Movable:
@@ -120,13 +144,33 @@ class SegmentBatch(Movable):
 
 
 @dataclass(frozen=True)
+class SharedFrames(Movable):
+    """Clips that show the same frames: one for each text that a video is read with (hero.md 4.4)."""
+
+    frames: Tensor  # [G] int64, row of VideoBatch.frames that each row of the clips shows
+    matched: Tensor  # [K] int64, row of the clips that each segment frame stands for, as SegmentBatch.frame_index
+
+
+@dataclass(frozen=True)
+class ClipTexts(Movable):
+    """Texts the temporal encoder reads behind the frames of each clip, sorted by the length of both together."""
+
+    tokens: Tensor  # [T] int64, clip after clip
+    positions: Tensor  # [T] int64, from 0 in each text
+    order: Tensor  # [G + T] int64, index into cat([clip rows G, text T]) for each packed row
+    clip_rows: Tensor  # [G] int64, packed row of each clip row
+    layout: Layout  # as many sequences as clips, G + T rows
+
+
+@dataclass(frozen=True)
 class VideoBatch(Movable):
     """B videos for the model. Every frame stands once in `frames`, whatever reads it."""
 
     frames: Tensor  # [F, V] float; masked frames are already zero
     segments: SegmentBatch
-    clips: Layout  # B sequences, F rows
+    clips: Layout  # B sequences, F rows; with `shared` one sequence per reading of a video, G rows
     frame_mask: Tensor | None = None  # [F] bool, MFM only: True = masked
+    shared: SharedFrames | None = None  # where clips show the same frames; None: a clip's rows are its frames
 
 
 @dataclass(frozen=True)

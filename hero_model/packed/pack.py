@@ -211,6 +211,21 @@ def pack_texts(texts: Texts, *, lead: int) -> PackedTexts:
     return PackedTexts(TextBatch(torch.from_numpy(tokens), Layout.of(lengths + 1)), places)
 
 
+def with_lead(texts: Texts, lead: int) -> Texts:
+    """Put the special id `lead` in front of each text."""
+    lengths = np.diff(texts.offsets) + 1
+    return Texts(_with_lead(texts.tokens, lengths, lead)[0], offsets_of(lengths))
+
+
+def joined(*parts: tuple[Texts, np.ndarray]) -> Texts:
+    """Write texts behind each other: text i of the result is text `index[i]` of every part `(texts, index)` in turn."""
+    shifts = offsets_of(np.array([len(texts.tokens) for texts, _ in parts]))
+    starts = np.stack([texts.offsets[:-1][index] + shift for (texts, index), shift in zip(parts, shifts, strict=False)])
+    lengths = np.stack([np.diff(texts.offsets)[index] for texts, index in parts])
+    tokens = np.concatenate([texts.tokens for texts, _ in parts])
+    return Texts(tokens[spans(starts.T.ravel(), lengths.T.ravel())], offsets_of(lengths.sum(0)))
+
+
 def _with_lead(text: np.ndarray, lengths: np.ndarray, lead: int) -> tuple[np.ndarray, np.ndarray]:
     """Put `lead` in front of each text. Returns tokens `[T]` int64 and `[T]` bool, True at the leads."""
     is_lead = np.zeros(int(lengths.sum()), dtype=bool)

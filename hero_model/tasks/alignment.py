@@ -1,4 +1,4 @@
-"""What VSM and moment retrieval share (hero.md 1.11, 3.7): align a text query with a moment and rank videos for it.
+"""What VSM, moment and video retrieval share (hero.md 1.11, 3.7): find a text's moment, rank videos for it.
 
 Three loss terms: "span" (start and end frame inside the query's own video), "ctx" (the right video beats the other
 videos of the pool) and "query" (the right query beats the other videos' queries). The two ranking terms are scored by
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hero_model.config import HeroConfig
+from hero_model.config import HeroConfig, TextIds
 from hero_model.nn.heads import QueryHead
 from hero_model.nn.losses import (
     Ranking,
@@ -24,9 +24,9 @@ from hero_model.nn.losses import (
     span_cross_entropy,
     wide,
 )
-from hero_model.packed.batch import Layout, TextBatch, VideoBatch, VideoRows
-from hero_model.packed.draw import Stream, uniform
-from hero_model.packed.pack import Texts, pack_texts, pack_videos
+from hero_model.packed.batch import Examples, Layout, TextBatch, VideoBatch, VideoRows
+from hero_model.packed.draw import Stream, add_folds, fold_ids, uniform
+from hero_model.packed.pack import Texts, as_video_only, pack_texts, pack_videos, segment_text
 from hero_model.tasks.base import At, Pooled, TaskBatch, TaskOutput, check_fraction
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class AlignmentBatch(TaskBatch):
 
 @dataclass(frozen=True)
 class Alignment:
-    """Settings and losses of both tasks; each says where its queries come from."""
+    """Settings and losses of these tasks; each says where its queries come from."""
 
     span_weight: float = 0.01
     ctx_weight: float = 8.0
@@ -85,7 +85,7 @@ class Alignment:
 
     @property
     def head_name(self) -> str:
-        """Both tasks train the same head."""
+        """They all train the same head."""
         return "query"
 
     @property
@@ -138,6 +138,24 @@ class Alignment:
             lengths_B=np.diff(rows.frame_offsets),
             video_Q=queries.video_Q,
             keys_Q=queries.keys_Q,
+        )
+
+    def pack_annotated(
+        self, rows: VideoRows, drawn: Queries, text: TextIds, *, video_only: bool, with_span: bool
+    ) -> AlignmentBatch:
+        """Pack cut videos with annotated queries, which are no subtitles: every subtitle stays where it is.
+
+        `video_only` hides subtitles: a video is one segment of all its frames and a single `<s>`.
+        """
+        rows = as_video_only(rows) if video_only else rows
+        return self.pack(
+            rows,
+            segment_text(rows, context=self.context),
+            drawn,
+            lead=text.cls if video_only else text.sep,
+            query_lead=text.cls,
+            with_span=with_span,
+            fingerprint=add_folds(fold_ids(rows.keys), fold_ids(drawn.keys_Q)),
         )
 
     def forward(self, hero: Hero, head: Any, batch: AlignmentBatch, at: At) -> TaskOutput:
@@ -208,6 +226,18 @@ class Alignment:
             return ranking_loss(positives, scores, is_negative, how)
         draws = torch.from_numpy(_negative_draws(name, pooled, at)).to(scores.device, non_blocking=True)
         return sampled_ranking_loss(positives, scores, is_negative, draws, how)
+
+
+def queries_of(examples: Examples, targets_Q2: np.ndarray) -> Queries:
+    """One query per example, the text of its note, with these targets."""
+    notes = examples.notes
+    assert notes is not None, "annotated queries need one note per video"
+    return Queries(
+        texts=Texts(notes.tokens.astype(np.int64), notes.token_offsets),
+        targets=targets_Q2,
+        video_Q=np.arange(len(notes.ids)),
+        keys_Q=notes.keys,
+    )
 
 
 def _negative_draws(name: str, pooled: Pooled, at: At) -> np.ndarray:

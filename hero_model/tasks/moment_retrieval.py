@@ -14,9 +14,8 @@ import numpy as np
 
 from hero_model.config import TextIds
 from hero_model.packed.batch import Examples, VideoRows
-from hero_model.packed.draw import add_folds, fold_ids
-from hero_model.packed.pack import Texts, as_video_only, cut, segment_text
-from hero_model.tasks.alignment import Alignment, AlignmentBatch, Queries
+from hero_model.packed.pack import cut
+from hero_model.tasks.alignment import Alignment, AlignmentBatch, Queries, queries_of
 from hero_model.tasks.base import At
 
 
@@ -41,25 +40,11 @@ class MomentRetrieval(Alignment):
         """Read each example's query and moment. Examples are already cut."""
         notes = examples.notes
         assert notes is not None, "moment retrieval needs one note per video"
-        return Queries(
-            texts=Texts(notes.tokens.astype(np.int64), notes.token_offsets),
-            targets=span_frames(examples.videos, notes.spans_s, np.arange(len(notes.ids))),
-            video_Q=np.arange(len(notes.ids)),
-            keys_Q=notes.keys,
-        )
+        return queries_of(examples, span_frames(examples.videos, notes.spans_s, np.arange(len(notes.ids))))
 
     def assemble(self, examples: Examples, drawn: Queries, text: TextIds, *, with_span: bool = True) -> AlignmentBatch:
         """Pack cut examples with these queries."""
-        rows = as_video_only(examples.videos) if self.video_only else examples.videos
-        return self.pack(
-            rows,
-            segment_text(rows, context=self.context),
-            drawn,
-            lead=text.cls if self.video_only else text.sep,
-            query_lead=text.cls,
-            with_span=with_span,
-            fingerprint=add_folds(fold_ids(rows.keys), fold_ids(drawn.keys_Q)),
-        )
+        return self.pack_annotated(examples.videos, drawn, text, video_only=self.video_only, with_span=with_span)
 
 
 def span_frames(rows: VideoRows, spans_s: np.ndarray, video_Q: np.ndarray) -> np.ndarray:

@@ -12,8 +12,18 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     recipe.__name__: recipe
     for recipe in (
         pretrain.pretrain_tv,
+        pretrain.pretrain_tv_howto100m,
         pretrain.pretrain_synthetic,
         finetune.finetune_tvr,
+        finetune.finetune_how2r,
+        finetune.finetune_didemo,
+        finetune.finetune_didemo_asr,
+        finetune.finetune_msrvtt,
+        finetune.finetune_msrvtt_asr,
+        finetune.finetune_tvqa,
+        finetune.finetune_how2qa,
+        finetune.finetune_violin,
+        finetune.finetune_tvc,
         finetune.finetune_synthetic,
     )
 }

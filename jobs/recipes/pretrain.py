@@ -44,6 +44,20 @@ def pretrain_tv() -> RunConfig:
     )
 
 
+def pretrain_tv_howto100m() -> RunConfig:
+    """TV and HowTo100M: the same settings for 1,650,000 steps (hero.md 3.1).
+
+    How often each corpus was drawn is not published; here half of the steps read either. `--mixture.N.weight` sets it.
+    """
+    return replace(
+        pretrain_tv(),
+        recipe="pretrain_tv_howto100m",
+        mixture=mixture("tv", Vsm()) + mixture("howto100m", Vsm()),
+        schedule=ScheduleConfig(total=1_650_000, warmup=10_000),
+        steps=1_650_000,
+    )
+
+
 def pretrain_synthetic() -> RunConfig:
     """A small HERO on the synthetic corpus: the demo's first half, minutes on two cores."""
     return replace(

@@ -13,6 +13,7 @@ from hero_model.nn.attention import packed_attention
 from hero_model.packed.batch import Layout
 
 LENGTHS = np.array([3, 3, 1, 5, 5, 5, 2])
+MEMORIES = np.array([2, 2, 4, 1, 1, 6, 2])  # of the same sequences
 HEADS, WIDTH = 4, 8
 
 
@@ -35,11 +36,17 @@ def random_qkv(rows, dtype=torch.float64, seed=0):
     return joined, joined.unbind(1)
 
 
-def dense_attention(q, k, v, lengths):
-    """One softmax over all rows, with minus infinity wherever the sequences differ."""
-    owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.from_numpy(lengths))
+def dense_attention(q, k, v, lengths, memories=None, *, causal=False):
+    """One softmax over all rows, with minus infinity wherever the sequences differ, or the key comes later."""
+    owner, other = (
+        torch.repeat_interleave(torch.arange(len(own)), torch.from_numpy(own))
+        for own in (lengths, lengths if memories is None else memories)
+    )
+    hidden = owner[:, None] != other
+    if causal:
+        hidden |= torch.ones_like(hidden).triu(1)
     scores = torch.einsum("qhd,khd->hqk", q, k) / WIDTH**0.5
-    weights = scores.masked_fill(owner[:, None] != owner, -torch.inf).softmax(-1)
+    weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
     return torch.einsum("hqk,khd->qhd", weights, v)
 
 
@@ -56,6 +63,21 @@ def test_equals_dense_attention(dtype, tolerance):
     out.backward(upstream.to(dtype))
     expected.backward(upstream)
     torch.testing.assert_close(joined.grad.double(), exact_joined.grad, rtol=0, atol=4 * tolerance)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_memory_or_only_earlier_rows(causal):
+    joined, (q, k, v) = random_qkv(LENGTHS.sum())
+    layout, memory, memories = Layout.of(LENGTHS), None, None
+    if not causal:
+        _, (_, k, v) = random_qkv(MEMORIES.sum(), seed=2)
+        memory, memories = Layout.of(MEMORIES), MEMORIES
+    out = packed_attention(q, k, v, layout, memory=memory, causal=causal)
+    expected = dense_attention(q, k, v, LENGTHS, memories, causal=causal)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    upstream = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out)
+    got, wanted = (torch.autograd.grad(x, joined, upstream)[0] for x in (out, expected))
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
 
 
 def test_sequences_do_not_see_each_other():
@@ -100,15 +122,33 @@ def test_half_precision_on_cuda_is_one_kernel(monkeypatch, dropout_p):
     assert [args[5:8] for args in kernels] == [(5, 5, dropout_p)]
 
 
+def test_the_kernel_takes_memories_and_causality(monkeypatch):
+    monkeypatch.setattr(attention, "_has_flash", lambda device: True)
+    calls = Calls()
+    with FakeTensorMode(), calls:
+        q, k, v = torch.empty(24, 3, HEADS, 16, device="cuda", dtype=torch.bfloat16).unbind(1)
+        key, value = torch.empty(18, 2, HEADS, 16, device="cuda", dtype=torch.bfloat16).unbind(1)
+        layout, memory = (
+            Layout(torch.empty(len(own) + 1, device="cuda", dtype=torch.int32), Layout.of(own).runs, torch.empty(0))
+            for own in (LENGTHS, MEMORIES)
+        )
+        packed_attention(q, key, value, layout, memory=memory)
+        packed_attention(q, k, v, layout, causal=True)
+    kernels = [args for name, args in calls.seen if "attention" in name]
+    assert [args[5:9] for args in kernels] == [(5, 6, 0.0, False), (5, 5, 0.0, True)]
+    assert kernels[0][3] is layout.offsets and kernels[0][4] is memory.offsets
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_flash_equals_runs():
+@pytest.mark.parametrize("causal", [False, True])
+def test_flash_equals_runs(causal):
     torch.use_deterministic_algorithms(True)
     try:
         joined, qkv = random_qkv(LENGTHS.sum(), torch.float32)
         on_gpu = joined.detach().to("cuda", torch.bfloat16).requires_grad_()
-        out = packed_attention(*on_gpu.unbind(1), Layout.of(LENGTHS).to("cuda"))
-        expected = packed_attention(*qkv, Layout.of(LENGTHS))
+        out = packed_attention(*on_gpu.unbind(1), Layout.of(LENGTHS).to("cuda"), causal=causal)
+        expected = packed_attention(*qkv, Layout.of(LENGTHS), causal=causal)
         torch.testing.assert_close(out.float().cpu(), expected, rtol=0, atol=2e-2)
         out.sum().backward()
         expected.sum().backward()

@@ -14,6 +14,7 @@ from torch import nn
 
 from hero_model.config import debug
 from hero_model.hero import Hero
+from hero_model.nn.answer_heads import AnswerHead
 from hero_model.nn.heads import FrameHead, LmHead, OrderHead, QueryHead
 from hero_model.official import (
     Report,
@@ -21,12 +22,12 @@ from hero_model.official import (
     fit_config,
     from_official,
     load_official,
-    load_roberta,
     official_name,
     read_state,
     renamed,
     to_official,
 )
+from hero_model.roberta import load_roberta
 
 CFG = replace(debug(), frame_dim=16, vocab_size=104, hidden_size=32)
 WORDS = "v_encoder.f_encoder.embeddings.word_embeddings.weight"
@@ -38,7 +39,7 @@ class Whole(nn.Module):
 
     def __init__(self, cfg=CFG, heads=("lm", "frames", "order", "query")):
         super().__init__()
-        makers = {"lm": LmHead, "frames": FrameHead, "order": OrderHead, "query": QueryHead}
+        makers = {"lm": LmHead, "frames": FrameHead, "order": OrderHead, "query": QueryHead, "answers": AnswerHead}
         self.hero = Hero(cfg)
         self.heads = nn.ModuleDict({name: makers[name](cfg) for name in heads})
 
@@ -108,6 +109,20 @@ def test_translation_without_a_model(state):
     ours, report = from_official(state, CFG)
     assert report == Report((), (), ())
     assert {name: x.shape for name, x in ours.items()} == {name: x.shape for name, x in Whole().state_dict().items()}
+
+
+def test_translation_finds_the_task_heads_a_state_has(state):
+    model = Whole(heads=("lm", "frames", "order", "answers"))
+    ours, report = from_official(to_official(model.state_dict()), CFG)
+    assert report == Report((), (), ()) and set(ours) == set(model.state_dict())
+    both, report = from_official(state | to_official(model.state_dict()), CFG)
+    assert report == Report((), (), ()) and {name.split(".")[1] for name in both if name.startswith("heads.")} == {
+        "lm",
+        "frames",
+        "order",
+        "query",
+        "answers",
+    }
 
 
 def test_other_sizes_are_one_sentence(model, state):

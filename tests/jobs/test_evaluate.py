@@ -64,3 +64,29 @@ def test_unknown_split_and_missing_store(run: str, tiny_store: str, capsys):
     assert "no annotation table moments hidden" in capsys.readouterr().err
     assert evaluate.main(["--run", run, "--corpus", "tvr", "--split", "val"]) == 2
     assert "has no store of tvr: name one with --store tvr=PATH" in capsys.readouterr().err
+
+
+def test_video_retrieval_run(tiny_store: str, hero_home: Path, tmp_path: Path, capsys):
+    store = f"msrvtt={tiny_store}"
+    settings = ["--name", "videos", "--store", store, "--model", "debug", "--steps", "3", "--batch", "8"]
+    assert train.main(["finetune_msrvtt_asr", *settings, "--tracking.kind", "none", "--evaluation.every", "0"]) == 0
+    where = ["--run", "videos", "--corpus", "msrvtt", "--split", "test", "--store", store]
+    assert evaluate.main([*where, "--json", str(tmp_path / "a.json")]) == 0
+    printed, found = capsys.readouterr().out, json.loads((tmp_path / "a.json").read_text())
+    assert "VR place of the right video  median" in printed
+    assert 1 <= found["metrics"]["vr_median_rank"] <= 8 and 1 <= found["metrics"]["vr_mean_rank"] <= 8
+    assert set(found["intervals"]) == {"vr_r1", "vr_r5", "vr_r10", "vr_r100"} and found["metrics"]["vr_r10"] == 100
+    official = json.loads(Path(found["folder"], "submission.json").read_text())
+    assert [len(entry["predictions"]) for entry in official["VR"]] == [8] * found["queries"]
+
+
+def test_the_corpus_sets_how_long_a_moment_may_be(run: str, tiny_store: str, tmp_path: Path):
+    for corpus, extra, limits in (
+        ("didemo", [], (3, 6)),
+        ("didemo", ["--longest", "9"], (3, 9)),
+        ("mine", [], (2, 16)),
+    ):
+        where = ["--corpus", corpus, "--split", "val", "--store", tiny_store, "--json", str(tmp_path / "a.json")]
+        assert evaluate.main(["--run", run, *where, *extra, "--dry-run"]) == 0
+        facts = json.loads((tmp_path / "a.json").read_text())
+        assert (facts["shortest"], facts["longest"]) == limits

@@ -38,6 +38,32 @@ class Query:
 
 
 @dataclass(frozen=True)
+class Question:
+    """A question with its answers; words only."""
+
+    text: list[int]
+    answers: list[list[int]]
+    label: int
+    span: tuple[int, int]  # (-1, -1) where unknown
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A statement; words only."""
+
+    text: list[int]
+    label: int
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption, words only, and the frames it tells of."""
+
+    text: list[int]
+    range: tuple[int, int]  # one past the last frame; empty where the moment starts after the clip
+
+
+@dataclass(frozen=True)
 class Video:
     """One clip with its segments and whatever its task drew for it."""
 
@@ -47,6 +73,9 @@ class Video:
     order: list[int] | None = None  # FOM: frame i moves to slot order[i]
     targets: list[int] | None = None  # FOM: per slot, -1 = ignored
     queries: tuple[Query, ...] = ()
+    question: Question | None = None
+    statements: tuple[Statement, ...] = ()
+    captions: tuple[Caption, ...] = ()
 
 
 def mlm_batch(videos: Sequence[Video]) -> Batch:

@@ -38,6 +38,7 @@ class Heads:
     cross: int
     temporal: int
     query: int
+    decoder: int = 0
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,14 @@ class Oracle:
     def clips(self, batch: Batch) -> Tensor:
         """Encoded clips: [B, T, D]."""
         return self.temporal(self.fused(batch), batch["c_attn_masks"])
+
+    def clips_with_texts(self, batch: Batch, name: str) -> Tensor:
+        """Clips encoded with the text of `<name>_input_ids` behind their frames, which alone are kept: [B, T, D]."""
+        text = self.embed_text(batch[f"{name}_input_ids"], batch[f"{name}_pos_ids"])
+        x = torch.cat([self.embed_clip(self.fused(batch)), text], dim=1)
+        mask = torch.cat([batch["c_attn_masks"], batch[f"{name}_attn_masks"]], dim=1)
+        x = transformer(self.weights, "v_encoder.c_encoder.encoder", x, mask, self.heads.temporal)
+        return x[:, : batch["c_attn_masks"].shape[1]]
 
     # -- queries -------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from oracle.layers import OUTER_EPS, layer_norm, linear, mlp
+from oracle.layers import OUTER_EPS, layer_norm, linear, mask_logits, mlp
 from oracle.model import Batch, Oracle
 from torch import Tensor
 
@@ -133,6 +133,32 @@ def search(oracle: Oracle, videos: Batch, queries: Batch) -> Outputs:
         "st_prob": start.softmax(-1),
         "ed_prob": end.softmax(-1),
     }
+
+
+def video_qa(oracle: Oracle, batch: Batch, span_weight: float) -> Outputs:
+    """Answers pooled over frames, and frames pooled over answers (hero.md 4.4)."""
+    weights, num_questions = oracle.weights, len(batch["targets"])
+    clips, mask = oracle.clips_with_texts(batch, "qa"), batch["c_attn_masks"]
+    share = mask_logits(linear(weights, "qa_pool", clips), mask.unsqueeze(-1)).softmax(dim=1)
+    logits = mlp(weights, "qa_pred_head", (share * clips).sum(dim=1)).view(num_questions, -1)
+    clips, mask = (x.unflatten(0, (num_questions, -1)) for x in (clips, mask))
+    share = mask_logits(linear(weights, "st_ed_pool", clips), mask.unsqueeze(-1)).softmax(dim=1)
+    frames = mlp(weights, "st_ed_pred_head", (share * clips).sum(dim=1))
+    masked = mask_logits(frames, mask[:, 0].unsqueeze(-1))
+    answer = F.cross_entropy(logits, batch["targets"].squeeze(1), ignore_index=-1)
+    ends = [F.cross_entropy(masked[..., i], batch["ts_targets"][:, i], ignore_index=-1) for i in range(2)]
+    span = (ends[0] + ends[1]) / 2
+    total = answer + span_weight * span
+    return {"logits": logits, "st_ed_head": frames, "qa_loss": answer, "temporal_loss": span, "total": total}
+
+
+def violin(oracle: Oracle, batch: Batch) -> Outputs:
+    """One score per statement (hero.md 4.5)."""
+    clips, mask = oracle.clips_with_texts(batch, "q"), batch["c_attn_masks"]
+    share = mask_logits(linear(oracle.weights, "violin_pool", clips), mask.unsqueeze(-1)).softmax(dim=1)
+    logits = mlp(oracle.weights, "violin_pred_head", (share * clips).sum(dim=1))
+    loss = F.binary_cross_entropy(logits.sigmoid(), batch["targets"].to(logits.dtype))
+    return {"logits": logits, "loss": loss, "total": loss}
 
 
 def _ranking_losses(scores_QB: Tensor, video_Q: Tensor, settings: Ranking) -> tuple[Tensor, Tensor]:

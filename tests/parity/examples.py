@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from oracle import collate
-from oracle.collate import Query, Segment, Video
+from oracle import collate, collate_captions, collate_readings
+from oracle.collate import Caption, Query, Question, Segment, Statement, Video
 from oracle.model import Batch
 from parity import golden
 from parity.golden import Case
@@ -17,7 +17,20 @@ def batch(task: str, videos: Sequence[Video]) -> Batch:
         return collate.mlm_batch(videos)
     if task in ("mfm-nce", "mffr"):
         return collate.mfm_batch(videos)
+    if task in ("videoqa", "violin"):
+        return (collate_readings.question_batch if task == "videoqa" else collate_readings.statement_batch)(videos)
+    if task == "tvc":
+        return collate_captions.caption_batch(videos)
     return collate.fom_batch(videos) if task == "fom" else collate.query_batch(videos)
+
+
+def split(task: str, batch: Batch) -> list[Video]:
+    """The examples of an official batch."""
+    if task == "mlm":
+        return collate.split_mlm(batch)
+    if task in ("videoqa", "violin"):
+        return (collate_readings.split_questions if task == "videoqa" else collate_readings.split_statements)(batch)
+    return collate_captions.split_captions(batch) if task == "tvc" else collate.split(batch)
 
 
 def of_raw(case: Case) -> list[Video]:
@@ -37,6 +50,13 @@ def of_raw(case: Case) -> list[Video]:
                 queries=tuple(
                     Query(q["model_input_ids"], tuple(q["target"]), q.get("sub_idx")) for q in raw.get("queries", ())
                 ),
+                question=_question(raw["question"]) if "question" in raw else None,
+                statements=tuple(Statement(s["ids"], s["target"]) for s in raw.get("statements", ())),
+                captions=tuple(Caption(c["ids"], tuple(c["range"])) for c in raw.get("captions", ())),
             )
         )
     return videos
+
+
+def _question(raw) -> Question:
+    return Question(raw["q_ids"], raw["answer_ids"], raw["target"], tuple(raw["ts_target"]))

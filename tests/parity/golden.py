@@ -32,6 +32,10 @@ KINDS = (
     "padded/vcmr_infer",
     "padded/vr",
     "padded/inter_vsm",
+    "padded/videoqa",
+    "padded/violin",
+    "padded/tvc",
+    "greedy",
     "solo/mlm",
     "solo/mfm-nce",
     "solo/mffr",
@@ -40,9 +44,15 @@ KINDS = (
     "solo/vcmr",
     "solo/vcmr_infer",
     "solo/vr",
+    "solo/videoqa",
+    "solo/violin",
+    "solo/tvc",
     "train_steps",
     "train_steps_set_to_none",
     "train_steps_accum2_mlm",
+    "train_steps_videoqa",
+    "train_steps_violin",
+    "train_steps_tvc",
     "roberta_init",
     "state_dict_keys",
     "schedule",
@@ -53,8 +63,11 @@ _PADDED = {
     "pretrain": {"mlm": "mlm", "mfm-nce": "mfm-nce", "mffr": "mffr", "fom": "fom", "vsm": "vsm"},
     "vcmr": {"infer": "vcmr_infer", "": "vcmr"},
     "vr": {"": "vr"},
+    "videoqa": {"": "videoqa"},
+    "violin": {"": "violin"},
+    "tvc": {"": "tvc"},
 }
-_SOLO_KINDS = ("mlm", "mfm-nce", "mffr", "fom", "vsm", "vcmr", "vr", "vcmr_infer")
+_SOLO_KINDS = ("mlm", "mfm-nce", "mffr", "fom", "vsm", "vcmr", "vr", "vcmr_infer", "videoqa", "violin", "tvc")
 
 
 def default_root() -> Path:
@@ -171,6 +184,9 @@ def kinds_present() -> dict[str, int]:
         counts[case.kind] = counts.get(case.kind, 0) + 1
     for kind in ("train_steps", "train_steps_set_to_none", "train_steps_accum2_mlm"):
         counts[kind] = len(files(f"pretrain/{kind}.json"))
+    counts["greedy"] = len(greedy())
+    for part in ("videoqa", "violin", "tvc"):
+        counts[f"train_steps_{part}"] = len(files(f"{part}/train_steps.json"))
     counts["padded/inter_vsm"] = len(files("pretrain/inter_vsm.safetensors"))
     counts["roberta_init"] = len(files("roberta_init/info.json"))
     counts["state_dict_keys"] = len(files("state_dict_keys.json"))
@@ -195,30 +211,39 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 @lru_cache(maxsize=8)
-def stored_weights(folder: Path) -> dict[str, Tensor]:
-    """A set's pre-training weights as they lie on disk; shared, so never written to."""
-    return load_file(folder / "weights_pretrain.safetensors")
+def stored_weights(folder: Path, task: str = "") -> dict[str, Tensor]:
+    """A set's weights as they lie on disk; shared, so never written to.
+
+    A task with heads of its own (`<task>/weights_heads.safetensors`) has these instead of those of pre-training.
+    """
+    stored, heads = load_file(folder / "weights_pretrain.safetensors"), folder / task / "weights_heads.safetensors"
+    if not heads.is_file():
+        return stored
+    return {name: tensor for name, tensor in stored.items() if name.startswith("v_encoder.")} | load_file(heads)
 
 
-def weights(folder: Path) -> dict[str, Tensor]:
+def weights(folder: Path, task: str = "") -> dict[str, Tensor]:
     """Fresh trainable copies of a set's weights, official names. The tied decoder stands once, as word embeddings."""
     return {
-        name: tensor.clone().requires_grad_(not name.endswith("pad"))
-        for name, tensor in stored_weights(folder).items()
+        name: tensor.clone().requires_grad_(not name.endswith(("pad", "one_hot")))
+        for name, tensor in stored_weights(folder, task).items()
         if not name.endswith("lm_head.decoder.weight")
     }
 
 
 def model_config(folder: Path) -> dict[str, Any]:
-    """The official model config whose vocabulary the stored weights have."""
+    """The official model config whose vocabulary the stored weights have, with the decoder's if the set has one."""
     path = folder / "config_finetune.json"
-    return read_json(path if path.is_file() else folder / "config_pretrain.json")
+    config = read_json(path if path.is_file() else folder / "config_pretrain.json")
+    captions = folder / "config_tvc.json"
+    return config | ({"d_config": read_json(captions)["d_config"]} if captions.is_file() else {})
 
 
 def heads(folder: Path) -> Heads:
     """Head counts of a set, one per stack."""
     config = model_config(folder)
-    return Heads(*(config[part]["num_attention_heads"] for part in ("f_config", "c_config", "q_config")))
+    parts = ("f_config", "c_config", "q_config", "d_config")
+    return Heads(*(config[part]["num_attention_heads"] for part in parts if part in config))
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -263,6 +288,24 @@ def ranking(case: Case) -> Ranking:
     if case.name.endswith("_hardneg"):
         return replace(settings, hard_pool=spec["spec"]["hard_pool"])
     return settings
+
+
+def span_weight(case: Case) -> float:
+    """Weight of the span loss in question answering; officially .4 (hero.md 4.4)."""
+    settings = read_json(case.out.with_name("raw.json"))["settings"] if case.is_solo else {}
+    return settings.get("temporal_weight", 0.4)
+
+
+def smoothing(case: Case) -> float:
+    """Label smoothing of a captioning case, which the name of a padded one says."""
+    if case.is_solo:
+        return read_json(case.out.with_name("raw.json"))["settings"]["lsr"]
+    return float(case.name.rpartition("_lsr")[2])
+
+
+def greedy() -> list[Path]:
+    """Files with captions decoded greedily."""
+    return files("tvc/greedy.json") + files("solo/*/*/greedy.json")
 
 
 def as_batches(case: Case) -> tuple[Batch, Batch]:

@@ -19,16 +19,22 @@ from hero_model.multitask import MultiTaskHero
 from hero_model.packed.batch import Examples, VideoRows
 from hero_model.packed.masking import FrameOrder, TokenMask
 from hero_model.packed.pack import Texts, offsets_of
-from hero_model.tasks import Fom, Mfm, Mlm, MomentRetrieval, Vsm
+from hero_model.tasks import Captioning, Entailment, Fom, Mfm, Mlm, MomentRetrieval, VideoQa, VideoRetrieval, Vsm
 from hero_model.tasks.alignment import Alignment, AlignmentBatch, Queries
 from hero_model.tasks.base import At, Task, TaskBatch
+from hero_model.tasks.captioning import CaptionBatch, Captions
+from hero_model.tasks.entailment import Statements
+from hero_model.tasks.video_qa import Questions
 
 AT = At(seed=0, step=0)
+ENCODER_TASKS = (Mlm(), Mfm(), Fom())  # their heads are parts of every official model
+# Official kinds with heads of their own; small decoders have no positions for long captions.
+OWN_HEADS = {"videoqa": VideoQa(), "violin": Entailment(), "tvc": Captioning(max_tokens=1)}
 
 
 def all_heads(cfg: HeroConfig) -> MultiTaskHero:
     """A new model with every pre-training head."""
-    return MultiTaskHero(cfg, (Mlm(), Mfm(), Fom(), Vsm(), MomentRetrieval()))
+    return MultiTaskHero(cfg, (*ENCODER_TASKS, Vsm(), MomentRetrieval()))
 
 
 def config(folder: Path, vocab_pad: int = 0) -> HeroConfig:
@@ -46,10 +52,11 @@ def config(folder: Path, vocab_pad: int = 0) -> HeroConfig:
     )
 
 
-def load(folder: Path, vocab_pad: int = 0) -> MultiTaskHero:
-    """The packed model with a set's weights."""
-    model = all_heads(config(folder, vocab_pad))
-    official.load_official(golden.stored_weights(folder), model)
+def load(folder: Path, vocab_pad: int = 0, task: str = "") -> MultiTaskHero:
+    """The packed model with a set's weights; the heads outside the encoder are those of an official task."""
+    cfg = config(folder, vocab_pad)
+    model = MultiTaskHero(cfg, (*ENCODER_TASKS, OWN_HEADS[task])) if task in OWN_HEADS else all_heads(cfg)
+    official.load_official(golden.stored_weights(folder, task), model)
     return model
 
 
@@ -63,7 +70,9 @@ def text_ids(folder: Path) -> TextIds:
 # -- tasks and batches -------------------------------------------------------------------------------------------
 
 
-def task_of(kind: str, *, context: int = 0, ranking: Ranking | None = None, video_only: bool = False) -> Task:
+def task_of(
+    kind: str, *, context: int = 0, ranking: Ranking | None = None, video_only: bool = False, smoothing: float = 0.1
+) -> Task:
     """Our task for an official kind; limits that would cut something are off."""
     if kind == "mlm":
         return Mlm(context=context, max_tokens=10**6)
@@ -71,6 +80,10 @@ def task_of(kind: str, *, context: int = 0, ranking: Ranking | None = None, vide
         return Mfm(context=context, loss="nce" if kind == "mfm-nce" else "regression")
     if kind == "fom":
         return Fom(context=context)
+    if kind == "tvc":
+        return Captioning(context=context, smoothing=smoothing)
+    if kind in OWN_HEADS:
+        return replace(OWN_HEADS[kind], context=context)
     assert ranking is not None
     common = {
         "context": context,
@@ -85,7 +98,7 @@ def task_of(kind: str, *, context: int = 0, ranking: Ranking | None = None, vide
     }
     if kind == "vsm":
         return Vsm(max_tokens=10**6, **common)
-    return MomentRetrieval(video_only=video_only, **common)
+    return (VideoRetrieval if kind == "vr" else MomentRetrieval)(video_only=video_only, **common)
 
 
 def rows_of(videos: Sequence[Video]) -> VideoRows:
@@ -122,18 +135,63 @@ def batch_of(task: Task, videos: Sequence[Video], text: TextIds) -> TaskBatch:
         slots = [np.array(video.targets) for video in videos]
         selected = np.concatenate([np.isin(np.arange(len(slot)), slot[slot >= 0]) for slot in slots])
         return task.assemble(examples, FrameOrder(selected, order), text)
+    if isinstance(task, VideoQa):
+        return task.assemble(examples, questions_of(videos), text)
+    if isinstance(task, Entailment):
+        return task.assemble(examples, statements_of(videos), text)
+    if isinstance(task, Captioning):
+        return task.assemble(examples, captions_of(videos), text)
     pairs = [(row, query) for row, video in enumerate(videos) for query in video.queries]
     if isinstance(task, Vsm):
         drawn = np.array([rows.segment_offsets[row] + query.segment for row, query in pairs])
         return task.assemble(examples, drawn, text)
-    words = [query.text[1:] for _, query in pairs]
     queries = Queries(
-        texts=Texts(np.array([word for part in words for word in part], dtype=np.int64), _offsets(words)),
+        texts=_texts([query.text[1:] for _, query in pairs]),
         targets=np.array([query.span for _, query in pairs]),
         video_Q=np.array([row for row, _ in pairs]),
         keys_Q=np.arange(len(pairs), dtype=np.uint64),
     )
     return task.assemble(examples, queries, text, with_span=bool(task.span_weight))
+
+
+def questions_of(videos: Sequence[Video]) -> Questions:
+    """One question a video."""
+    asked = [video.question for video in videos]
+    return Questions(
+        texts=_texts([question.text for question in asked]),
+        answers=_texts([answer for question in asked for answer in question.answers]),
+        answer_offsets=_offsets([question.answers for question in asked]),
+        labels=np.array([question.label for question in asked]),
+        spans=np.array([question.span for question in asked]),
+        video_Q=np.arange(len(videos)),
+        keys_Q=np.arange(len(videos), dtype=np.uint64),
+    )
+
+
+def statements_of(videos: Sequence[Video]) -> Statements:
+    """Any number of statements a video."""
+    pairs = [(row, statement) for row, video in enumerate(videos) for statement in video.statements]
+    return Statements(
+        texts=_texts([statement.text for _, statement in pairs]),
+        labels=np.array([statement.label for _, statement in pairs]),
+        video_N=np.array([row for row, _ in pairs]),
+        keys_N=np.arange(len(pairs), dtype=np.uint64),
+    )
+
+
+def captions_of(videos: Sequence[Video]) -> Captions:
+    """Any number of captions a video."""
+    pairs = [(row, caption) for row, video in enumerate(videos) for caption in video.captions]
+    return Captions(
+        texts=_texts([caption.text for _, caption in pairs]),
+        ranges=np.array([caption.range for _, caption in pairs]),
+        video_C=np.array([row for row, _ in pairs]),
+        keys_C=np.arange(len(pairs), dtype=np.uint64),
+    )
+
+
+def _texts(words: Sequence[Sequence[int]]) -> Texts:
+    return Texts(np.array([word for part in words for word in part], dtype=np.int64), _offsets(words))
 
 
 def _unmasked(segment) -> list[int]:
@@ -154,7 +212,7 @@ class Result:
     """A case run through `task.forward`: what training sees."""
 
     total: Tensor  # mean losses, weighted, summed
-    terms: dict[str, Tensor]  # weighted sums, and "mean" of each under "<term>/mean"
+    terms: dict[str, Tensor]  # weighted sums, and means of each "<term>/mean", and "<term>/unweighted"
 
 
 def losses(model: MultiTaskHero, task: Task, batch: TaskBatch) -> Result:
@@ -165,8 +223,9 @@ def losses(model: MultiTaskHero, task: Task, batch: TaskBatch) -> Result:
         sums |= task.pool_terms(output.pooled, batch.videos.clips, AT)
     weights = task.weights(AT)
     terms = {name: weights[name] * value for name, (value, _) in sums.items()}
-    means = {f"{name}/mean": terms[name] / count for name, (_, count) in sums.items()}
-    return Result(total=sum(means.values()), terms=terms | means)
+    means = {f"{name}/mean": terms[name] / count for name, (_, count) in sums.items() if count}
+    plain = {f"{name}/unweighted": value / count for name, (value, count) in sums.items() if count}
+    return Result(total=sum(means.values()), terms=terms | means | plain)
 
 
 def outputs(model: MultiTaskHero, task: Task, batch: TaskBatch) -> Outputs:
@@ -175,6 +234,20 @@ def outputs(model: MultiTaskHero, task: Task, batch: TaskBatch) -> Outputs:
     if isinstance(task, Mlm):
         hidden = hero.encode_segments(batch.videos)
         return {"scores": head(hidden[batch.rows], hero.words_VD)}
+    if isinstance(task, VideoQa):
+        said = task.answer(hero, head, batch)
+        return {"logits": said.scores_N.view(batch.answers.num_sequences, -1), "st_ed_head": said.spans_P2}
+    if isinstance(batch, CaptionBatch):
+        states = hero.encode_video(batch.videos)
+        rows = {"logits": head(batch.tokens, batch.captions, states, batch.memory, hero.words_VD)}
+        rows["encoder_outputs"] = torch.cat([states, torch.zeros_like(states[:1])])[batch.memory.rows]
+        layouts = (batch.captions, batch.memory.layout)
+        return {
+            name: torch.cat([x.tensor_split(layout.offsets[1:-1].long())[i] for i in np.argsort(batch.order)])
+            for (name, x), layout in zip(rows.items(), layouts, strict=True)
+        }
+    if isinstance(task, Entailment):
+        return {"logits": task.judge(hero, head, batch).unsqueeze(-1)}
     fused = hero.fuse(batch.videos, hero.encode_segments(batch.videos))
     out = {"frame_embeddings_no_clip": fused}
     if isinstance(task, Fom):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from oracle.collate import Query, Segment, Video
+from oracle.collate import Caption, Query, Question, Segment, Statement, Video
 
 CLS, SEP, FIRST_WORD = 0, 2, 4
 
@@ -19,14 +19,16 @@ SPARE = 3  # rows of the clip's position table left for more padding
 def videos(task: str, seed: int, num_videos: int, sizes: Mapping[str, int]) -> list[Video]:
     """Clips with unmatched frames, wordless and one-word segments, segments without frames, and a one-frame clip.
 
-    `sizes` are those of the model (`golden.sizes`). Two queries a video for `vsm`, one for `vcmr` and `vr`.
+    `sizes` are those of the model (`golden.sizes`). Two queries a video for `vsm`, one for `vcmr` and `vr`; a question
+    for `videoqa`, a statement or two for `violin`. The second question, if there is one, hides its answer and span.
     """
     rng = np.random.default_rng([seed, num_videos, sum(task.encode())])
     longest = min(LONGEST, sizes["fom_classes"], sizes["segment_frames"], sizes["clip_frames"] - SPARE)
     lengths = rng.integers(2, longest, endpoint=True, size=num_videos)
     if num_videos != 1 or seed == 0:
         lengths[rng.integers(num_videos)] = 1
-    return [_video(rng, task, int(length), sizes["vocab"], sizes["width"]) for length in lengths]
+    clips = [_video(rng, task, int(length), sizes["vocab"], sizes["width"]) for length in lengths]
+    return _with_questions(rng, clips, sizes["vocab"]) if task == "videoqa" else clips
 
 
 def _video(rng: np.random.Generator, task: str, length: int, vocab: int, width: int) -> Video:
@@ -41,6 +43,13 @@ def _video(rng: np.random.Generator, task: str, length: int, vocab: int, width: 
     if task == "fom":
         return _shuffled(rng, Video(frames, segments))
     video = Video(frames, segments)
+    if task == "videoqa":
+        return video
+    if task == "tvc":
+        return replace(video, captions=_captions(rng, length, vocab))
+    if task == "violin":
+        labels = rng.integers(2, size=rng.integers(1, 3)).tolist()
+        return replace(video, statements=tuple(Statement(_words(rng, vocab), label) for label in labels))
     return _with_own_queries(rng, video) if task == "vsm" else _with_queries(rng, video, vocab)
 
 
@@ -85,6 +94,27 @@ def _with_queries(rng: np.random.Generator, video: Video, vocab: int) -> Video:
     start = int(rng.integers(length))
     end = min(max(start + 1, int(rng.integers(length))), length - 1)
     return replace(video, queries=(Query([CLS, *_words(rng, vocab)], (start, end)),))
+
+
+def _captions(rng: np.random.Generator, length: int, vocab: int) -> tuple[Caption, ...]:
+    """One to four captions, some of one moment, some without a word; the last one's moment starts after the clip."""
+    starts = np.sort(rng.integers(length, size=rng.integers(0, 4)))
+    ranges = [(int(start), int(rng.integers(start, length)) + 1) for start in starts]
+    return tuple(Caption(_words(rng, vocab), span) for span in (*ranges, *ranges[:1], (length, length)))
+
+
+def _with_questions(rng: np.random.Generator, videos: list[Video], vocab: int) -> list[Video]:
+    """Questions with as many answers each, some without a word."""
+    num_answers = int(rng.integers(2, 6))
+    asked = []
+    for number, video in enumerate(videos):
+        length = len(video.frames)
+        start = int(rng.integers(length))
+        span = (start, min(start + 1 + int(rng.integers(3)), length - 1))
+        answers = [_words(rng, vocab) for _ in range(num_answers)]
+        label, span = (-1, (-1, -1)) if number == 1 else (int(rng.integers(num_answers)), span)
+        asked.append(replace(video, question=Question(_words(rng, vocab), answers, label, span)))
+    return asked
 
 
 def _with_own_queries(rng: np.random.Generator, video: Video) -> Video:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from oracle import tasks
+from oracle import captions, tasks
 from oracle.model import Batch, Oracle
 from parity import compare, golden
 from parity.golden import Case
@@ -18,6 +18,12 @@ def oracle(case: Case, model: Oracle, batch: Batch) -> tasks.Outputs:
     if case.task in ("vsm", "vcmr", "vr"):
         out = tasks.retrieval(model, batch, golden.ranking(case))
         return out | ({"frame_embeddings_no_clip": model.fused(batch)} if case.is_solo else {})
+    if case.task == "videoqa":
+        return tasks.video_qa(model, batch, golden.span_weight(case))
+    if case.task == "tvc":
+        return captions.captioning(model, batch, golden.smoothing(case))
+    if case.task == "violin":
+        return tasks.violin(model, batch)
     return {"mfm-nce": tasks.mfm_nce, "mffr": tasks.mffr, "fom": tasks.fom}[case.task](model, batch)
 
 

@@ -21,7 +21,7 @@ def modes(case: Case) -> list[bool]:
 @pytest.mark.parametrize("case", BATCHES, ids=lambda case: case.id)
 def test_outputs_and_gradients(case, errors):
     for padding_effects in modes(case):
-        weights = golden.weights(case.set)
+        weights = golden.weights(case.set, case.task)
         oracle = Oracle(weights, golden.heads(case.set), padding_effects)
         out = run.oracle(case, oracle, golden.read_batch(case.batch))
         who = f"oracle {'on' if padding_effects else 'off'}"

@@ -10,10 +10,12 @@ from oracle import collate
 from parity import compare, examples, golden, packed, run
 from parity.golden import Case
 
+from hero_model.tasks import Captioning
+
 CASES = golden.cases()
 BATCHES = [case for case in CASES if case.task != "vcmr_infer"]
 # Computed inside a loss, from outputs that are compared.
-DERIVED = {"logits", "loss_elementwise", "st_prob", "ed_prob"}
+DERIVED = {"logits", "loss_per_token_lsr0", "loss_elementwise", "st_prob", "ed_prob"}
 SPAN_LOSSES = {"eval_loss_st_ed": "span", "train_loss_st_ed": "span/mean"}
 RANKING_LOSSES = {
     "eval_loss_neg_ctx": "ctx",
@@ -21,27 +23,35 @@ RANKING_LOSSES = {
     "train_loss_neg_ctx": "ctx/mean",
     "train_loss_neg_q": "query/mean",
 }
-TERMS = {"mlm": "mlm", "mfm-nce": "mfm", "mffr": "mfm", "fom": "fom/mean"}  # official eval losses are sums but for FOM
+QUESTION_LOSSES = {"qa_loss": "answer/mean", "temporal_loss": "span/unweighted"}
+CAPTION_LOSSES = {"loss_per_token": "caption", "loss_per_token_lsr0.1": "caption"}
+# Official eval losses are sums but for FOM and entailment.
+TERMS = {"mlm": "mlm", "mfm-nce": "mfm", "mffr": "mfm", "fom": "fom/mean", "violin": "entailment/mean"}
 
 
 def prepared(case: Case):
     """Task, examples and special ids of a case; solo cases start from raw examples, so that packing is covered."""
     text = packed.text_ids(case.set)
     ranking = golden.ranking(case) if case.task in ("vsm", "vcmr", "vr") else None
+    smoothing = golden.smoothing(case) if case.task == "tvc" else 0.0
     if case.is_solo:
         context = golden.read_json(case.out.with_name("raw.json"))["settings"]["sub_ctx_len"]
-        return packed.task_of(case.task, context=context, ranking=ranking), examples.of_raw(case), text
+        return (
+            packed.task_of(case.task, context=context, ranking=ranking, smoothing=smoothing),
+            examples.of_raw(case),
+            text,
+        )
     batch = golden.read_batch(case.batch)
-    videos = collate.split_mlm(batch) if case.task == "mlm" else collate.split(batch)
+    videos = examples.split(case.task, batch)
     video_only = all([segment.text for segment in video.segments] == [[text.cls]] for video in videos)
     # A padded VSM batch holds its queries apart from their subtitles: it is a moment retrieval batch.
     kind = "vcmr" if case.task == "vsm" else case.task
-    return packed.task_of(kind, ranking=ranking, video_only=video_only), videos, text
+    return packed.task_of(kind, ranking=ranking, video_only=video_only, smoothing=smoothing), videos, text
 
 
 def independent_of_padding(case: Case, batch) -> bool:
     """Whether every loss and gradient of the case is (hero.md 1.15)."""
-    if case.task in ("mlm", "mffr", "fom", "vr"):
+    if case.task in ("mlm", "mffr", "fom", "vr", "videoqa", "violin", "tvc"):
         return True
     lengths, longest = batch["c_attn_masks"].sum(dim=1), batch["c_attn_masks"].shape[1]
     if case.task == "mfm-nce":
@@ -49,6 +59,13 @@ def independent_of_padding(case: Case, batch) -> bool:
     paired = len(batch["targets"]) == len(lengths)
     own = lengths if paired else lengths[batch["q_vidx"]]
     return bool(((own == longest) | (own == 1)).all())  # over a single frame the span loss is 0 whatever the logits
+
+
+def official_share(task, batch) -> float:
+    """What the official mean is of ours: without smoothing it counts the padding of captions too (docs/tasks.md)."""
+    if not isinstance(task, Captioning) or task.smoothing:
+        return 1.0
+    return (batch["cap_tgt_ids"] >= 0).float().mean().item()
 
 
 def flat(name: str, want: torch.Tensor, batch, half_kernel: int):
@@ -65,6 +82,10 @@ def flat(name: str, want: torch.Tensor, batch, half_kernel: int):
         lengths = real.sum(dim=1, keepdim=True)
         safe = (torch.arange(real.shape[1]) < lengths - half_kernel) | (lengths == real.shape[1])
         return want[..., real] if want.dim() == 3 else want[real], safe[real]
+    if "cap_tgt_ids" in batch:  # what is left of captions and moments, caption after caption
+        return want[batch["cap_tgt_ids"] >= 0 if name == "logits" else batch["cap_attn_mask"].bool()], None
+    if name == "st_ed_head":  # one clip of each question: the copies for its answers are alike
+        return want[real[:: len(real) // len(want)]], None
     if name == "scores" and "shuffled_orders" in batch:
         return want.unflatten(0, real.shape)[real], None
     return want, None
@@ -91,18 +112,19 @@ def compare_outputs(got, want, batch, half_kernel=0) -> float:
 def test_outputs_losses_and_gradients(case, errors):
     task, videos, text = prepared(case)
     official, want = golden.read_batch(case.batch), golden.read_tensors(case.out)
-    model = packed.load(case.set, golden.vocab_pad(case) if case.task == "mlm" else 0)
+    model = packed.load(case.set, golden.vocab_pad(case) if case.task == "mlm" else 0, case.task)
     batch = packed.batch_of(task, videos, text)
-    half_kernel = model.heads["query"].start.weight.shape[-1] // 2
+    half_kernel = model.hero.cfg.span_kernel // 2
     outputs = packed.outputs(model, task, batch)
     error = compare_outputs(outputs, want, official, half_kernel)
     result = packed.losses(model, task, batch)
+    total = result.total * official_share(task, official)
     losses = dict(RANKING_LOSSES)
     whole = independent_of_padding(case, official)
     if whole:
-        losses |= SPAN_LOSSES | {"loss": TERMS.get(case.task), "train_total": None}
+        losses |= SPAN_LOSSES | QUESTION_LOSSES | CAPTION_LOSSES | {"loss": TERMS.get(case.task), "train_total": None}
     for name in losses.keys() & want.keys():
-        got = result.total if losses[name] is None else result.terms[losses[name]]
+        got = total if losses[name] is None else result.terms[losses[name]]
         expected = want[name].double().sum()
         difference = abs(got.item() - expected.item()) / max(abs(expected.item()), 1e-30)
         assert difference <= compare.OUTPUT or got.item() == expected.item(), f"{name}: relative error {difference:.2e}"
@@ -111,8 +133,8 @@ def test_outputs_losses_and_gradients(case, errors):
     assert want.keys() <= compared, f"not compared: {sorted(want.keys() - compared)}"
     errors.note("packed outputs", case.kind, case.id, error)
     if whole and case.grads is not None:
-        grads = packed.gradients(model, result.total)
-        errors.note("packed gradients", case.kind, case.id, run.check_gradients(case, result.total, grads))
+        grads = packed.gradients(model, total)
+        errors.note("packed gradients", case.kind, case.id, run.check_gradients(case, total, grads))
 
 
 def search(case: Case, video_batch, query_batch):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from oracle import tasks as oracle_tasks
+from oracle.captions import captioning
 from oracle.model import Oracle
 from oracle.tasks import Ranking
 from parity import compare, examples, golden, packed, ragged
@@ -17,7 +20,7 @@ RANKINGS = {
     "vcmr": Ranking(span_weight=0.5, **WEIGHTS),
     "vr": Ranking(span_weight=0.0, ctx_weight=10.0, query_weight=10.0),
 }
-VARIANTS = ("mlm", "mfm-nce", "mffr", "fom", *RANKINGS)
+VARIANTS = ("mlm", "mfm-nce", "mffr", "fom", "videoqa", "violin", "tvc", *RANKINGS)
 
 
 @pytest.mark.parametrize("num_videos", [6, 1])
@@ -27,18 +30,24 @@ VARIANTS = ("mlm", "mfm-nce", "mffr", "fom", *RANKINGS)
 def test_loss_and_gradients(folder, variant, seed, num_videos, errors):
     kind, ranking = variant.split("_")[0], RANKINGS.get(variant)
     videos = ragged.videos(kind, seed, num_videos, golden.sizes(folder))
-    weights = golden.weights(folder)
+    weights = golden.weights(folder, kind)
     batch = examples.batch(kind, videos)
     oracle = Oracle(weights, golden.heads(folder), padding_effects=False)
     if ranking is not None:
         want = oracle_tasks.retrieval(oracle, batch, ranking)["total"]
     elif kind == "mlm":
         want = oracle_tasks.mlm(oracle, batch, vocab_pad=0)["total"]
+    elif kind == "videoqa":
+        want = oracle_tasks.video_qa(oracle, batch, span_weight=0.4)["total"]
     else:
-        want = {"mfm-nce": oracle_tasks.mfm_nce, "mffr": oracle_tasks.mffr, "fom": oracle_tasks.fom}[kind](
-            oracle, batch
-        )["total"]
-    model = packed.load(folder)
+        want = {
+            "mfm-nce": oracle_tasks.mfm_nce,
+            "mffr": oracle_tasks.mffr,
+            "fom": oracle_tasks.fom,
+            "violin": oracle_tasks.violin,
+            "tvc": partial(captioning, smoothing=0.1),
+        }[kind](oracle, batch)["total"]
+    model = packed.load(folder, task=kind)
     task = packed.task_of(kind, ranking=ranking)
     got = packed.losses(model, task, packed.batch_of(task, videos, packed.text_ids(folder))).total
     name = f"{folder.name}:{variant}:{seed}:{num_videos}"

@@ -17,9 +17,9 @@ from parity.golden import Case
 from hero_model.metrics.retrieval import Ranked, RetrievalMetric, Truth
 from hero_model.packed.batch import Notes, VideoRows
 from hero_model.packed.pack import offsets_of
-from hero_model.tasks import MomentRetrieval
+from hero_model.tasks import MomentRetrieval, VideoRetrieval
 from hero_platform.infer.embed import Embedder, VideoStates
-from hero_platform.infer.retrieve import Decoding, retrieve
+from hero_platform.infer.retrieve import Decoding, retrieve, retrieve_videos
 
 SOLO = [case for case in golden.cases() if case.kind == "solo/vcmr_infer"]
 RUNS = [
@@ -55,8 +55,14 @@ class Corpus:
         )
 
 
-def embed(folder: Path, corpus: Corpus, *, context: int, block: int) -> tuple[Embedder, VideoStates, torch.Tensor]:
-    task = MomentRetrieval(max_frames=golden.read_json(folder / "spec.json")["spec"]["max_clip_len"], context=context)
+def moments(folder: Path, context: int = 0) -> MomentRetrieval:
+    limit = golden.read_json(folder / "spec.json")["spec"]["max_clip_len"]
+    return MomentRetrieval(max_frames=limit, context=context)
+
+
+def embed(
+    folder: Path, corpus: Corpus, task: MomentRetrieval | VideoRetrieval, *, block: int
+) -> tuple[Embedder, VideoStates, torch.Tensor]:
     embedder = Embedder(packed.load(folder).eval(), task, packed.text_ids(folder), torch.device("cpu"))
     videos = embedder.videos(corpus, np.arange(len(corpus.ids)), block=block)
     return embedder, videos, embedder.queries(corpus.notes, np.arange(len(corpus.words)), block=block)
@@ -96,7 +102,7 @@ def test_solo_search(case: Case, block: int, errors):
     where = replace(case, batch=case.batch / "batch")
     ids = [video["vid"] for video in raw["videos"]]
     corpus = Corpus(examples.of_raw(where), ids, [query["model_input_ids"][1:] for query in raw["queries"]])
-    embedder, videos, query_QD = embed(case.set, corpus, context=raw["settings"]["sub_ctx_len"], block=block)
+    embedder, videos, query_QD = embed(case.set, corpus, moments(case.set, raw["settings"]["sub_ctx_len"]), block=block)
     want = golden.read_tensors(case.out)
     scores = want["q2video_scores_all"].numpy()
     spans = [tuple(want[f"{v}/{end}_logits"][:, 0].numpy() for end in ("st", "ed")) for v in ids]
@@ -134,7 +140,7 @@ def test_official_validation(path: Path, run: int):
     names = whole["sorted_video_ids"]
     corpus, queries, video_of = of_databases(folder, "vcmr", names)
     corpus = replace(corpus, interval_s=options["vfeat_interval"])
-    embedder, videos, query_QD = embed(folder, corpus, context=0, block=2)
+    embedder, videos, query_QD = embed(folder, corpus, moments(folder), block=2)
     own = np.array([names.index(video_of[query]) for query in queries])
     how = Decoding(
         alpha=options["q2c_alpha"],
@@ -177,19 +183,18 @@ def test_official_video_retrieval(path: Path):
     names = sorted(submission["video2idx"])
     corpus, queries, video_of = of_databases(folder, "vr", names)
     context = golden.read_json(folder / "spec.json")["spec"]["ctx"]["msrvtt"]
-    embedder, videos, query_QD = embed(folder, corpus, context=context, block=3)
     own = np.array([names.index(video_of[query]) for query in queries])
-    got = retrieve(embedder.head, videos, query_QD, own, Decoding(num_videos=want["model_opts"]["max_vr_video"]))
+    limit = golden.read_json(folder / "spec.json")["spec"]["max_clip_len"]
+    embedder, videos, query_QD = embed(folder, corpus, VideoRetrieval(max_frames=limit, context=context), block=3)
+    got = retrieve_videos(embedder.head, videos, query_QD, own, num_videos=want["model_opts"]["max_vr_video"])
     numbers = [submission["video2idx"][name] for name in names]
     for query, expected in enumerate(submission["VR"]):
         assert [numbers[video] for video in got.vr.videos_QN[query]] == [row[0] for row in expected["predictions"]]
-        cosines = np.log(got.vr.scores_QN[query]) / 20
-        assert cosines == pytest.approx([row[3] for row in expected["predictions"]], abs=1e-5)
+        assert got.vr.scores_QN[query] == pytest.approx([row[3] for row in expected["predictions"]], abs=1e-5)
     metric = RetrievalMetric()
     metric.update(Truth(own, np.zeros((len(own), 1, 2))), vr=got.vr)
-    assert {f"valid_val_VR/{name.upper()[:3]}{name[3:]}": value for name, value in metric.compute().items()} == want[
-        "val_log"
-    ]
+    logged = {f"valid_val_VR/{name.upper()[:3]}{name[3:]}": value for name, value in metric.compute().items()}
+    assert logged == want["val_log"]
 
 
 def test_search_of_nothing_but_videos_too_short_to_hold_a_moment():

@@ -11,12 +11,15 @@ import pytest
 import torch
 from oracle import collate, optim
 from oracle.model import Oracle
-from parity import compare, golden, packed, run
+from parity import compare, examples, golden, packed, run
 
 from hero_model import official
 from hero_platform.train import optim as product
 
 PATHS = golden.files("pretrain/train_steps*.json")
+# With heads of their own and a rate of their own for them.
+TASKS = {"videoqa": "batch_tvqa", "violin": "batch_train", "tvc": "batch_train"}
+TASK_PATHS = [path for task in TASKS for path in golden.files(f"{task}/train_steps.json")]
 
 
 class OracleUpdate:
@@ -107,3 +110,38 @@ def test_packed_model(path, errors):
         errors.note("packed losses", path.stem, str(path), error)
     weights = official.to_official(model.state_dict())
     errors.note("packed weights", path.stem, str(path), compare.weights(weights, stored["final_params"]))
+
+
+@pytest.mark.parametrize("path", TASK_PATHS, ids=lambda path: f"{path.parts[-3]}:{path.parts[-2]}")
+def test_fine_tuning(path, errors):
+    """The packed model with the official rate multiple of heads: nothing here depends on padding."""
+    stored, (folder, kind) = golden.read_json(path), (path.parents[1], path.parent.name)
+    opts, model, task = stored["opts"], packed.load(folder, task=kind), packed.task_of(kind)
+    videos = examples.split(kind, golden.read_batch(path.with_name(TASKS[kind])))
+    batch = packed.batch_of(task, videos, packed.text_ids(folder))
+    groups = product.param_groups(
+        model.named_parameters(), official.official_name, weight_decay=opts["weight_decay"], head_lr_mul=opts["lr_mul"]
+    )
+    adamw = product.OfficialAdamW(groups, betas=tuple(opts["betas"]), zero_filled_grads=True)
+    for log in stored["log"]:
+        adamw.zero_grad()
+        loss = packed.losses(model, task, batch).total
+        loss.backward()
+        error = compare.number("loss", loss.item(), log["loss"], compare.OUTPUT)
+        norm = product.clip_gradients(model.parameters(), opts["grad_norm"])
+        compare.number("gradient norm", norm.item(), log["grad_norm_before_clip"], compare.GRADIENT)
+        product.set_learning_rate(
+            adamw,
+            product.learning_rate(
+                log["global_step"],
+                peak=opts["learning_rate"],
+                warmup=opts["warmup_steps"],
+                total=opts["num_train_steps"],
+            ),
+        )
+        assert [group["lr"] for group in adamw.param_groups] == pytest.approx(log["lr_groups"], rel=1e-12)
+        adamw.step()
+        errors.note("packed losses", f"train_steps_{kind}", str(path), error)
+    weights = official.to_official(model.state_dict())
+    largest = compare.weights(weights, stored["final_params"])
+    errors.note("packed weights", f"train_steps_{kind}", str(path), largest)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hero_model.config import TextIds
-from hero_model.packed.batch import Examples
+from hero_model.packed.batch import Examples, Notes
+from hero_model.packed.pack import spans
 from hero_model.tasks.base import At, Task, TaskBatch
 from hero_platform.config import Entry, RunConfig
 from hero_platform.feed.mixture import Mixture
 from hero_platform.feed.order import EpochOrder, share
 from hero_platform.store.reader import FeatureStore
+from hero_platform.store.table import AnnotationTable
 
 WAIT_TIMEOUT_S = 600.0  # a step that cannot be read in ten minutes is a fault, not slowness
 
@@ -35,7 +37,11 @@ class StepBatch:
 
 
 class ExampleReader:
-    """The examples of one mixture entry and split: videos, or annotations with their videos."""
+    """The examples of one mixture entry and split.
+
+    They are videos, or annotations with their videos, or (`task.by_video`) videos with all their annotations. In
+    training an annotation may bring its opposite along (`task.pairs`).
+    """
 
     def __init__(self, store: FeatureStore, task: Task, corpus: str, split: str, *, training: bool) -> None:
         """Open the split.
@@ -45,30 +51,50 @@ class ExampleReader:
         """
         self._store = store
         self._table = store.annotations(task.annotations, split) if task.annotations else None
+        self._by_video = getattr(task, "by_video", False)
+        self._pairs = training and getattr(task, "pairs", False)
         if self._table is None:
-            self._places = store.rows_of(split)
+            self._rows = store.rows_of(split)
         else:
-            self._places = np.flatnonzero(self._table.video_rows >= 0)
+            places = np.flatnonzero(self._table.video_rows >= 0)
             longest = getattr(task, "max_query_tokens", 0)
             if training and longest:  # official: longer queries are dropped from training only (hero.md 4.2)
-                self._places = self._places[np.diff(self._table.token_offsets)[self._places] <= longest]
-        if not len(self._places):
+                places = places[self._table.num_tokens[places] <= longest]
+            if self._by_video:
+                places = places[np.argsort(self._table.video_rows[places], kind="stable")]
+            self._places, rows = places, self._table.video_rows[places]
+            # Where the annotations of each example start among `_places`.
+            self._starts = np.flatnonzero(np.diff(rows, prepend=-1)) if self._by_video else np.arange(len(rows))
+            self._rows = rows[self._starts]
+        if not len(self._rows):
             what = f"{task.annotations} annotations" if task.annotations else "videos"
             raise ValueError(f"the {corpus} store has no usable {what} in split {split!r}")
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._rows)
 
     def read(self, positions: np.ndarray, groups: np.ndarray | None = None) -> Examples:
         """Examples at these positions, ordered by clip length so that equal lengths lie together."""
-        places = self._places[positions]
-        rows = places if self._table is None else self._table.video_rows[places]
-        order = np.argsort(self._store.index.num_frames[rows], kind="stable")
+        order = np.argsort(self._store.index.num_frames[self._rows[positions]], kind="stable")
+        chosen = positions[order]
         return Examples(
-            videos=self._store.rows(rows[order]),
-            notes=None if self._table is None else self._table.notes(places[order]),
+            videos=self._store.rows(self._rows[chosen]),
+            notes=None if self._table is None else self._notes(self._table, chosen),
             groups=None if groups is None else groups[order],
         )
+
+    def _notes(self, table: AnnotationTable, chosen: np.ndarray) -> Notes:
+        """The annotations of these examples."""
+        if self._pairs:
+            own = self._places[chosen]
+            both = np.stack([own, table.opposites[own]], axis=1)
+            notes = table.notes(both[both >= 0])
+            return replace(notes, video_N=np.repeat(np.arange(len(chosen)), (both >= 0).sum(axis=1)))
+        if not self._by_video:
+            return table.notes(self._places[chosen])
+        counts = np.diff(self._starts, append=len(self._places))[chosen]
+        notes = table.notes(self._places[spans(self._starts[chosen], counts)])
+        return replace(notes, video_N=np.repeat(np.arange(len(chosen)), counts))
 
 
 class Feed:
@@ -97,7 +123,7 @@ class Feed:
             batches = []
             for places in pool:
                 examples = reader.read(positions[places], places // self._config.nce_pool)
-                ids.extend(examples.notes.ids if examples.notes else examples.videos.ids)
+                ids.extend(examples.ids)
                 batches.append(task.prepare(examples, at, self._text, training=True))
             pools.append(tuple(batches))
         return StepBatch(entry=number, pools=tuple(pools), ids=tuple(ids))

@@ -25,6 +25,7 @@ from hero_model.packed.batch import Examples, Layout, Notes, VideoRows
 from hero_model.packed.pack import Texts, cut, offsets_of, pack_texts
 from hero_model.tasks.alignment import Queries
 from hero_model.tasks.moment_retrieval import MomentRetrieval
+from hero_model.tasks.video_retrieval import VideoRetrieval
 
 _NO_QUERIES = Queries(
     texts=Texts(np.zeros(0, np.int64), np.zeros(1, np.int64)),
@@ -65,7 +66,7 @@ class Embedder:
     """A model in evaluation mode with the task whose packing it was trained on."""
 
     module: MultiTaskHero
-    task: MomentRetrieval
+    task: MomentRetrieval | VideoRetrieval
     text: TextIds
     device: torch.device
     half: bool = False  # bf16 autocast

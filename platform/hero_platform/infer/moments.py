@@ -1,4 +1,4 @@
-"""Moment retrieval on a split, from a checkpoint to metrics and prediction files (hero.md 4.2).
+"""Moment and video retrieval on a split, from a checkpoint to metrics and prediction files (hero.md 4.2, 4.3).
 
 Files of an evaluation: `metrics.json`; `predictions.jsonl`, one query a line with ids and seconds, all that a scorer
 needs; `submission.json`, the official form, where a query without an integer id is its number in the split.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,17 @@ import torch
 
 from hero_model.metrics.retrieval import MAX_ANSWERS, Ranked, RetrievalMetric, Truth
 from hero_model.multitask import MultiTaskHero
-from hero_model.tasks import MomentRetrieval
+from hero_model.tasks import MomentRetrieval, VideoRetrieval
 from hero_model.tasks.alignment import Alignment
 from hero_platform import files
 from hero_platform.config import RunConfig
 from hero_platform.infer.embed import Embedder
-from hero_platform.infer.retrieve import Decoding, retrieve
-from hero_platform.store.reader import AnnotationTable, FeatureStore
+from hero_platform.infer.retrieve import Decoding, retrieve, retrieve_videos
+from hero_platform.infer.retrieve import official_unravelling as unravel_officially
+from hero_platform.store.reader import FeatureStore
+from hero_platform.store.table import AnnotationTable
 from hero_platform.train import snapshot
 from hero_platform.train.summary import unique_tasks
-
-RANKINGS = ("vcmr", "svmr", "vr")
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,15 @@ class Corpus:
     table: AnnotationTable
     rows: np.ndarray  # [B] int64 rows of the store, by length
     queries: np.ndarray  # [Q] int64 rows of the table
-    own_video_Q: np.ndarray  # [Q] int64 into `rows`
-    left_out: int  # queries whose video is hidden or not in the split
+    own_video_Q: np.ndarray  # [Q] int64 into `rows`; -1 where the split hides it
+    left_out: int  # queries whose video is not in the split
 
     @classmethod
     def open(cls, store: FeatureStore, split: str) -> Corpus:
         """The split's videos and its `moments` annotations.
 
         Raises:
-            ValueError: the store has no such split, or no query about a video of it.
+            ValueError: the store has no such split, or no query about a video of it or a hidden one.
         """
         table = store.annotations("moments", split)
         rows = store.rows_of(split)
@@ -53,15 +53,22 @@ class Corpus:
         place = np.full(len(store), -1, dtype=np.int64)
         place[rows] = np.arange(len(rows))
         own = np.where(table.video_rows >= 0, place[table.video_rows], -1)
-        queries = np.flatnonzero(own >= 0)
+        queries = np.flatnonzero((own >= 0) | (table.videos == ""))
         if not len(queries):
             raise ValueError(f"{store.root}: no moment query of split {split!r} is about a video of that split")
         return cls(store, table, rows, queries, own[queries], len(table) - len(queries))
 
     @property
     def truth(self) -> Truth:
-        """What the queries ask for."""
-        return Truth(self.own_video_Q, self.table.spans_s[self.queries][:, None])
+        """What the queries ask for that are not hidden."""
+        known = self.queries[self.known_Q]
+        tags = tuple(self.table.tags[row] for row in known) if self.table.tags else ()
+        return Truth(self.own_video_Q[self.known_Q], self.table.all_spans_s[known], tags)
+
+    @property
+    def known_Q(self) -> np.ndarray:
+        """[Q] bool: whose video is not hidden, so that answers can be scored."""
+        return self.own_video_Q >= 0
 
     @property
     def video_ids(self) -> list[str]:
@@ -74,7 +81,7 @@ class MomentEvaluation:
     """Answers to every query of a split, and what they are worth."""
 
     corpus: Corpus
-    rankings: dict[str, Ranked]  # "vcmr", "svmr" and "vr"; suppressed if the evaluation asked for it
+    rankings: dict[str, Ranked]  # "vcmr", "svmr" and "vr", or "vr" alone; suppressed if the evaluation asked for it
     metric: RetrievalMetric
     lengths_B: np.ndarray  # [B] int64 frames searched of each video
 
@@ -107,19 +114,19 @@ def load_model(folder: str) -> tuple[MultiTaskHero, RunConfig]:
     return module.eval(), config
 
 
-def moment_task(config: RunConfig) -> MomentRetrieval:
-    """The run's moment retrieval task; after pre-training alone, one that packs as its VSM did.
+def search_task(config: RunConfig) -> MomentRetrieval | VideoRetrieval:
+    """The run's retrieval task; after pre-training alone, moment retrieval that packs as its VSM did.
 
     Raises:
         ValueError: the run trained no query head.
     """
     tasks = [entry.task for entry in config.mixture if isinstance(entry.task, Alignment)]
     for task in tasks:
-        if isinstance(task, MomentRetrieval):
+        if isinstance(task, MomentRetrieval | VideoRetrieval):
             return task
     if not tasks:
         kinds = ", ".join(entry.task.kind for entry in config.mixture)
-        raise ValueError(f"run {config.name} trained {kinds}: nothing in it learns to search moments")
+        raise ValueError(f"run {config.name} trained {kinds}: nothing in it learns to search moments or videos")
     return MomentRetrieval(max_frames=tasks[0].max_frames, context=tasks[0].context)
 
 
@@ -130,10 +137,12 @@ def evaluate_moments(
     how: Decoding,
     *,
     suppress_above: float | None = None,
+    official_truncation: bool = False,
+    official_unravelling: bool = False,
     device: torch.device | None = None,
     show: bool = False,
 ) -> MomentEvaluation:
-    """Search every query's moment in the whole split.
+    """Search every query's moment, or its video where the run learnt to find videos, in the whole split.
 
     Args:
         module: the model, in evaluation mode.
@@ -141,6 +150,8 @@ def evaluate_moments(
         corpus: what to search.
         how: limits and weights of the search.
         suppress_above: non-maximum suppression drops spans that overlap a better one more than this; None: off.
+        official_truncation: suppress among the first 100 answers, as officially, not among all that were kept.
+        official_unravelling: decode moments in the corpus with the official defect (`retrieve.official_unravelling`).
         device: where to run; None: a GPU if there is one.
         show: progress bars.
 
@@ -154,18 +165,29 @@ def evaluate_moments(
             f"run {config.name} was trained with width {config.model.frame_dim} and {config.text.vocab_size} words"
         )
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    embedder = Embedder(
-        module.to(device), moment_task(config), config.text, device, half=config.precision == "bf16", show=show
-    )
+    task, half = search_task(config), config.precision == "bf16"
+    embedder = Embedder(module.to(device), task, config.text, device, half=half, show=show)
     videos = embedder.videos(store, corpus.rows)
     query_QD = embedder.queries(corpus.table.notes, corpus.queries)
-    answers = retrieve(embedder.head, videos, query_QD, corpus.own_video_Q, how, show=show)
-    rankings = {"vcmr": answers.vcmr, "svmr": answers.svmr, "vr": answers.vr}
+    own_Q = corpus.own_video_Q
+    places_Q = None
+    if isinstance(task, VideoRetrieval):
+        found = retrieve_videos(embedder.head, videos, query_QD, own_Q, num_videos=how.num_videos, show=show)
+        rankings, places_Q = {"vr": found.vr}, found.places_Q
+    else:
+        answers = retrieve(embedder.head, videos, query_QD, own_Q, how, show=show)
+        if official_unravelling:
+            answers = replace(answers, vcmr=unravel_officially(answers, videos, task.max_frames))
+        rankings = {"vcmr": answers.vcmr, "svmr": answers.svmr, "vr": answers.vr}
+    if official_truncation:
+        rankings = {name: ranked.top(MAX_ANSWERS) for name, ranked in rankings.items()}
     if suppress_above is not None:
-        rankings |= {task: rankings[task].suppressed(suppress_above) for task in ("vcmr", "svmr")}
-    rankings = {task: ranked.top(MAX_ANSWERS) for task, ranked in rankings.items()}
-    metric = RetrievalMetric()
-    metric.update(corpus.truth, **rankings)
+        rankings |= {name: rankings[name].suppressed(suppress_above) for name in ("vcmr", "svmr") if name in rankings}
+    rankings = {name: ranked.top(MAX_ANSWERS) for name, ranked in rankings.items()}
+    metric, known_Q = RetrievalMetric(), corpus.known_Q
+    if known_Q.any():  # a hidden split has predictions and no metrics
+        known = {name: ranked.rows_at(known_Q) for name, ranked in rankings.items()}
+        metric.update(corpus.truth, **known, places_Q=None if places_Q is None else places_Q[known_Q])
     return MomentEvaluation(corpus, rankings, metric, np.diff(videos.offsets))
 
 
@@ -203,8 +225,7 @@ def submission(evaluation: MomentEvaluation) -> dict[str, Any]:
     names = corpus.video_ids
     order = {name: number for number, name in enumerate(sorted(names))}
     result: dict[str, Any] = {"video2idx": order}
-    for task in RANKINGS:
-        ranked = evaluation.rankings[task]
+    for task, ranked in evaluation.rankings.items():
         result[task.upper()] = [
             {
                 "desc_id": number,

@@ -4,6 +4,8 @@ Two passes over the frame states, each holding one block of videos and a running
 videos by cosine. The second visits every video once, with just the queries that ranked it high (or ask about it).
 Cells that the length limits exclude are never answers; officially they fill up short lists with score 0.
 
+Where only videos are asked for, the first pass is all, with a second look for the place of the right video.
+
 Legend: Q queries, C queries that look into one video, L frames of one video, W allowed lengths, K videos kept, N spans
 kept.
 """
@@ -11,6 +13,7 @@ kept.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +80,42 @@ class _Best:
         self.cells_QN[rows] = torch.cat([self.cells_QN[rows], cells], dim=1).gather(1, order)
 
 
+@dataclass(frozen=True)
+class VideoAnswers:
+    """Ranked videos for Q queries; videos are counted as in `VideoStates`."""
+
+    vr: Ranked  # scores are cosines, spans zero
+    places_Q: np.ndarray  # [Q] int64 place of the right video in the whole corpus, from 0
+
+
+@torch.inference_mode()
+def retrieve_videos(
+    head: QueryHead,
+    videos: VideoStates,
+    query_QD: Tensor,
+    own_video_Q: np.ndarray,
+    *,
+    num_videos: int = 100,
+    video_block: int = 50,
+    query_block: int = 1024,
+    show: bool = False,
+) -> VideoAnswers:
+    """Rank videos by cosine (hero.md 4.3). Arguments as in `retrieve`; every query's own video is known."""
+    blocks = _Blocks(head, videos, query_QD, video_block, query_block, show)
+    best = _Best.empty(len(query_QD), min(num_videos, len(videos)), query_QD.device)
+    own_Q = torch.from_numpy(own_video_Q).to(query_QD.device)
+    own_scores_Q = torch.zeros(len(query_QD), device=query_QD.device)
+    for rows, of_video, scores_QB in blocks.scores("ranking videos"):
+        best.add(rows, scores_QB, of_video, torch.zeros_like(of_video))
+        own_scores_Q[rows] += torch.where(of_video == own_Q[rows, None], scores_QB, 0.0).sum(dim=1)
+    places_Q = torch.zeros_like(own_Q)
+    for rows, of_video, scores_QB in blocks.scores("placing videos"):
+        own_scores, own = own_scores_Q[rows, None], own_Q[rows, None]
+        before = (scores_QB > own_scores) | ((scores_QB == own_scores) & (of_video < own))
+        places_Q[rows] += (before & (of_video != own)).sum(dim=1)
+    return VideoAnswers(_ranked(best, videos, None), places_Q.cpu().numpy())
+
+
 @torch.inference_mode()
 def retrieve(
     head: QueryHead,
@@ -101,7 +140,10 @@ def retrieve(
         query_block: queries scored at once.
         show: progress bars.
     """
-    found = _rank_videos(head, videos, query_QD, how, video_block, query_block, show)
+    blocks = _Blocks(head, videos, query_QD, video_block, query_block, show)
+    found = _Best.empty(len(query_QD), min(how.num_videos, len(videos)), query_QD.device)
+    for rows, of_video, scores_QB in blocks.scores("ranking videos"):
+        found.add(rows, (how.alpha * scores_QB).exp(), of_video, torch.zeros_like(of_video))
     moments = _Best.empty(len(query_QD), how.num_spans, query_QD.device)
     inside = _Best.empty(len(query_QD), how.num_spans, query_QD.device)
     visits = _visits(found.videos_QN, own_video_Q, len(videos))
@@ -123,28 +165,50 @@ def retrieve(
     )
 
 
-def _rank_videos(
-    head: QueryHead,
-    videos: VideoStates,
-    query_QD: Tensor,
-    how: Decoding,
-    video_block: int,
-    query_block: int,
-    show: bool,
-) -> _Best:
-    """The best K videos of each query with their weights exp(alpha * cosine)."""
-    best = _Best.empty(len(query_QD), min(how.num_videos, len(videos)), query_QD.device)
-    for start in tqdm(
-        range(0, len(videos), video_block), desc="ranking videos", unit="block", disable=None if show else True
-    ):
-        stop = min(start + video_block, len(videos))
-        frames_FD, clips = videos.block(start, stop, query_QD.device)
-        numbers = torch.arange(start, stop, device=query_QD.device)
-        for rows in torch.arange(len(query_QD), device=query_QD.device).split(query_block):
-            weights_QB = (how.alpha * head.video_scores(query_QD[rows], frames_FD, clips)).exp()
-            of_video = numbers.expand(len(rows), -1)
-            best.add(rows, weights_QB, of_video, torch.zeros_like(of_video))
-    return best
+def official_unravelling(answers: Answers, videos: VideoStates, max_frames: int) -> Ranked:
+    """Answers in the corpus as the official decoding reads their cells: wrong where no video has `max_frames` frames.
+
+    It numbers cells (place of the video, first, last frame) by the longest video of the split and takes the number
+    apart by `max_frames` (hero.md 4.2, a defect). Only to reproduce published numbers.
+    """
+    longest, interval_s = int(np.diff(videos.offsets).max()), videos.interval_s
+    decoded: list[list[list[float]]] = []
+    for query, listed in enumerate(answers.vr.videos_QN):
+        place_of = {int(video): place for place, video in enumerate(listed) if video >= 0}
+        rows = []
+        for video, start_s, end_s, score in answers.vcmr.rows(query):
+            step_s = float(interval_s[int(video)])
+            first, last = round(start_s / step_s), round(end_s / step_s) - 1
+            cell = (place_of[int(video)] * longest + first) * longest + last
+            place, rest = divmod(cell, max_frames**2)
+            seen = int(listed[place])
+            first, last = divmod(rest, max_frames)
+            rows.append([seen, first * float(interval_s[seen]), (last + 1) * float(interval_s[seen]), score])
+        decoded.append(rows)
+    return Ranked.of(decoded)
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """All queries against all videos, a block of each at a time."""
+
+    head: QueryHead
+    videos: VideoStates
+    query_QD: Tensor
+    video_block: int
+    query_block: int
+    show: bool
+
+    def scores(self, label: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Rows of queries `[q]`, numbers of videos `[q, b]` and cosines `[q, b]` of each pair of blocks, in order."""
+        device, total = self.query_QD.device, len(self.videos)
+        steps = range(0, total, self.video_block)
+        for start in tqdm(steps, desc=label, unit="block", disable=None if self.show else True):
+            stop = min(start + self.video_block, total)
+            frames_FD, clips = self.videos.block(start, stop, device)
+            numbers = torch.arange(start, stop, device=device)
+            for rows in torch.arange(len(self.query_QD), device=device).split(self.query_block):
+                yield rows, numbers.expand(len(rows), -1), self.head.video_scores(self.query_QD[rows], frames_FD, clips)
 
 
 def _visits(videos_QK: Tensor, own_video_Q: np.ndarray, num_videos: int) -> list[np.ndarray]:

@@ -45,6 +45,9 @@ def result_lines(metrics: Mapping[str, float], intervals: Mapping[str, Sequence[
         label = f"{task.upper()} {TITLES[task]}" + (f", IoU {_overlap(cut[0])}" if cut else "")
         low, high = intervals[name]
         rows.setdefault(label, []).append(f"R@{recall[1:]} {metrics[name]:.2f} ({low:.1f}-{high:.1f})")
+    if "vr_median_rank" in metrics:
+        label = "VR place of the right video"
+        rows[label] = [f"median {metrics['vr_median_rank']:g}", f"mean {metrics['vr_mean_rank']:.1f}"]
     width = max(map(len, rows), default=0)
     return [f"{label.ljust(width)}  {'  '.join(cells)}" for label, cells in rows.items()]
 

@@ -81,6 +81,9 @@ class Annotation:
     answers: tuple[str, ...] = ()
     answers_tokens: list[list[int]] | None = None
     label: int | None = None  # right answer, or 1 true / 0 false; None where hidden or meaningless
+    spans: tuple[tuple[float, float], ...] = ()  # every annotator's span, where there are several (DiDeMo)
+    tag: str = ""  # group by which results are reported (TVR: v, t or vt)
+    group: str = ""  # what several annotations share (TVC: the id of the clip that captions describe)
 
 
 @runtime_checkable

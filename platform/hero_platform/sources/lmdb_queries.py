@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -71,8 +72,18 @@ def _annotation(key: str, split: str, record: Any) -> Annotation:
         if "label" in record:
             return Annotation("statements", split, key, label=_label(record), **_text(record))
         kind = "captions" if "clip_id" in record else "moments"
-        start_s, end_s = _span(record.get("ts"))
-        return Annotation(kind, split, key, start_s=start_s, end_s=end_s, **_text(record))  # type: ignore[arg-type]
+        start_s, end_s = _span(record.get("ts"), record.get("target"))
+        return Annotation(  # type: ignore[misc]
+            kind,  # type: ignore[arg-type]
+            split,
+            key,
+            start_s=start_s,
+            end_s=end_s,
+            spans=_spans(record.get("ts")),
+            tag=str(record.get("type") or ""),
+            group=str(record.get("clip_id", "")),
+            **_text(record),
+        )
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise ValueError(f"damaged query record: {error!r}") from error
 
@@ -116,12 +127,21 @@ def _label(record: dict[str, Any]) -> int | None:
     return None if record["label"] is None else int(record["label"])
 
 
-def _span(span: Any) -> tuple[float, float]:
-    """Seconds of a moment; NaN where hidden, and where several annotators disagree (DiDeMo: no single span)."""
-    if span is None or (span and isinstance(span[0], list)):
+def _span(span: Any, target: Any) -> tuple[float, float]:
+    """Seconds of a moment; NaN where hidden. Of several annotators' spans (DiDeMo) the target, else the commonest."""
+    if spans := _spans(span):
+        span = target if target and not isinstance(target[0], list) else Counter(spans).most_common(1)[0][0]
+    if span is None:
         return math.nan, math.nan
     start_s, end_s = span
     return float(start_s), float(end_s)
+
+
+def _spans(span: Any) -> tuple[tuple[float, float], ...]:
+    """Seconds of several annotators' spans; empty where there is one or none."""
+    if not span or not isinstance(span[0], list):
+        return ()
+    return tuple((float(start_s), float(end_s)) for start_s, end_s in span)
 
 
 def _question_span(span: Any) -> tuple[float, float]:

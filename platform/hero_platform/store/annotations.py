@@ -20,14 +20,17 @@ from hero_platform.sources.base import Annotation, Reject
 from hero_platform.store.align import MAX_TIME_S
 from hero_platform.store.manifest import ANNOTATIONS
 from hero_platform.store.rows import is_text
-from hero_platform.store.schema import ANNOTATION_SCHEMA, MAX_SEGMENT_TOKENS
+from hero_platform.store.schema import ANNOTATION_SCHEMA, MAX_SEGMENT_TOKENS, OPTIONAL_ANNOTATION_FIELDS
 from hero_platform.store.tokens import TokenizerSpec, tokenise
-
-_MAX_LABEL = 1 << 15
 
 
 def write_annotations(
-    root: str, examples: Iterable[Annotation | Reject], tokenizer: TokenizerSpec, known: set[str], where: str
+    root: str,
+    examples: Iterable[Annotation | Reject],
+    tokenizer: TokenizerSpec,
+    known: set[str],
+    where: str,
+    source: dict[str, Any] | None = None,
 ) -> list[Reject]:
     """Write every table of `examples` and return the examples left out (bad, repeated, or about an unknown video).
 
@@ -38,6 +41,7 @@ def write_annotations(
         known: ids of the store's videos. An example of another video is kept, since its video may have been rejected
             on purpose, but it is counted in the table's entry.
         where: which source, for the rejects.
+        source: facts about a file that was added to a finished store, for the tables' entries.
     """
     tables: dict[tuple[str, str], dict[str, Annotation]] = defaultdict(dict)
     rejects: list[Reject] = []
@@ -53,7 +57,10 @@ def write_annotations(
         else:
             table[example.id] = example
     for (kind, split), table in sorted(tables.items()):
-        _write_table(root, kind, split, list(table.values()), tokenizer, known)
+        entry = _write_table(root, kind, split, list(table.values()), tokenizer, known)
+        files.write_json(
+            files.join(root, ANNOTATIONS, kind, f"{split}.json"), entry | ({"source": source} if source else {})
+        )
     return rejects
 
 
@@ -72,31 +79,48 @@ def _problem(example: Annotation, vocab_size: int) -> str:
     """Why an example cannot be stored, or would stop a run that reads it; empty when it is good."""
     if example.start_s < 0 or example.end_s < example.start_s:
         return f"time span {example.start_s:g} - {example.end_s:g} s runs backwards"
-    if max(example.start_s, example.end_s) >= MAX_TIME_S:
-        return f"time span {example.start_s:g} - {example.end_s:g} s is not in a video"
-    if not all(map(is_text, (example.id, example.split, example.video, example.text, *example.answers))):
+    for start_s, end_s in ((example.start_s, example.end_s), *example.spans):
+        if max(start_s, end_s) >= MAX_TIME_S:
+            return f"time span {start_s:g} - {end_s:g} s is not in a video"
+    if any(start_s < 0 or end_s < start_s for start_s, end_s in example.spans):
+        return f"one of its time spans runs backwards: {example.spans}"
+    words = (example.id, example.split, example.video, example.text, example.tag, example.group, *example.answers)
+    if not all(map(is_text, words)):
         return "undecodable text"
     for ids in (example.tokens or [], *(example.answers_tokens or [])):
         if len(ids) > MAX_SEGMENT_TOKENS:
             return f"a text of {len(ids)} tokens, at most {MAX_SEGMENT_TOKENS} fit the model"
         if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
             return f"a token id outside [0, {vocab_size})"
-    if example.label is not None and not 0 <= example.label < _MAX_LABEL:
-        return f"label {example.label} is not an answer's number"
+    return _label_problem(example)
+
+
+def _label_problem(example: Annotation) -> str:
+    """What is wrong with the answers of a question, or the label of a question or statement; empty when nothing is."""
+    if example.kind not in ("questions", "statements"):
+        return ""
+    choices = 2
+    if example.kind == "questions":
+        choices = len(example.answers if example.answers_tokens is None else example.answers_tokens)
+        if choices < 2:
+            return f"a question needs at least two answers and has {choices}"
+    if example.label is not None and not 0 <= example.label < choices:
+        return f"its label is {example.label}; with {choices} choices it must be 0 to {choices - 1}"
     return ""
 
 
 def _write_table(
     root: str, kind: str, split: str, rows: list[Annotation], tokenizer: TokenizerSpec, known: set[str]
-) -> None:
-    """Write one table and then its entry."""
+) -> dict[str, Any]:
+    """Write one table and give its entry."""
     variant: Variant = "tvc" if kind == "captions" else "query"
+    untokenised = iter(tokenise(tokenizer, [row.text for row in rows if row.tokens is None], variant))
     columns: dict[str, list[Any]] = {
         "id": [row.id for row in rows],
         "key": [hash_id(row.id) for row in rows],
         "video": [row.video for row in rows],
         "text": [row.text for row in rows],
-        "tokens": [tokenise(tokenizer, [row.text], variant)[0] if row.tokens is None else row.tokens for row in rows],
+        "tokens": [next(untokenised) if row.tokens is None else row.tokens for row in rows],
         "start_s": [row.start_s for row in rows],
         "end_s": [row.end_s for row in rows],
         "answers": [list(row.answers) for row in rows],
@@ -106,9 +130,15 @@ def _write_table(
         ],
         "label": [row.label for row in rows],
     }
-    batch = pa.record_batch(
-        [pa.array(columns[field.name], field.type) for field in ANNOTATION_SCHEMA], schema=ANNOTATION_SCHEMA
-    )
+    optional: dict[str, list[Any]] = {
+        "spans_s": [[time for span in row.spans for time in span] for row in rows],
+        "tag": [row.tag for row in rows],
+        "group": [row.group for row in rows],
+    }
+    said = [field for field in OPTIONAL_ANNOTATION_FIELDS if any(optional[field.name])]
+    schema = pa.schema([*ANNOTATION_SCHEMA, *said])
+    columns |= optional
+    batch = pa.record_batch([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
     data = ipc_bytes(batch)
     digest = hashlib.sha256(data).hexdigest()
     folder = files.join(root, ANNOTATIONS, kind)
@@ -116,7 +146,7 @@ def _write_table(
     files.makedirs(folder)
     files.write_bytes(files.join(folder, name), data)
     videos = {row.video for row in rows if row.video}
-    entry = {
+    return {
         "kind": kind,
         "split": split,
         "file": name,
@@ -126,7 +156,6 @@ def _write_table(
         "num_without_video": sum(bool(row.video) and row.video not in known for row in rows),
         "num_hidden_video": sum(not row.video for row in rows),
     }
-    files.write_json(files.join(folder, f"{split}.json"), entry)
 
 
 def ipc_bytes(batch: pa.RecordBatch) -> bytes:

@@ -25,7 +25,7 @@ def report(path: str) -> dict[str, Any]:
     """
     store = FeatureStore.open(path)
     manifest, index = store.manifest, store.index
-    splits = {split: int(np.sum(index.splits == split)) for split in store.splits}
+    splits = {split: len(store.rows_of(split)) for split in store.splits}
     return {
         "path": store.root,
         "digest": store.digest,

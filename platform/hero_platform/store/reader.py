@@ -17,12 +17,14 @@ import numpy as np
 import pyarrow as pa
 
 from hero_model.config import TextIds
-from hero_model.packed.batch import Notes, VideoRows
+from hero_model.packed.batch import VideoRows
 from hero_platform import files
 from hero_platform.store.annotations import table_entries
 from hero_platform.store.cache import ShardCache
 from hero_platform.store.manifest import ANNOTATIONS, INDEX, REJECTS, Manifest
 from hero_platform.store.shard import read_shard
+from hero_platform.store.split_tables import FOLDER, current_entry, read_split_rows
+from hero_platform.store.table import AnnotationTable, concatenate, numpy_of, offsets_of
 
 if TYPE_CHECKING:
     import ray.data
@@ -45,7 +47,7 @@ class StoreIndex:
     def of(cls, table: pa.Table) -> StoreIndex:
         """Views of the columns of `schema.INDEX_SCHEMA`."""
         names = ("key", "shard", "row", "duration_s", "num_frames", "num_segments", "num_tokens")
-        return cls(table, *(_numpy(table.column(name)) for name in names))
+        return cls(table, *(numpy_of(table.column(name)) for name in names))
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -96,15 +98,15 @@ class _Shard:
         vectors = frames.values
         width = vectors.type.list_size
         return cls(
-            interval_s=_numpy(batch.column("interval_s")),
-            frames=_numpy(vectors.values).reshape(-1, width),
+            interval_s=numpy_of(batch.column("interval_s")),
+            frames=numpy_of(vectors.values).reshape(-1, width),
             frame_offsets=frames.offsets.to_pylist(),
-            tokens=_numpy(batch.column("tokens").values),
+            tokens=numpy_of(batch.column("tokens").values),
             token_offsets=batch.column("tokens").offsets.to_pylist(),
-            segment_num_tokens=_numpy(batch.column("segment_num_tokens").values),
-            segment_num_frames=_numpy(batch.column("segment_num_frames").values),
+            segment_num_tokens=numpy_of(batch.column("segment_num_tokens").values),
+            segment_num_frames=numpy_of(batch.column("segment_num_frames").values),
             segment_offsets=batch.column("segment_num_tokens").offsets.to_pylist(),
-            segment_frames=_numpy(batch.column("segment_frames").values),
+            segment_frames=numpy_of(batch.column("segment_frames").values),
             segment_frame_offsets=batch.column("segment_frames").offsets.to_pylist(),
         )
 
@@ -117,6 +119,7 @@ class FeatureStore:
         self.manifest = manifest
         self.index = index
         self._cache = cache
+        self._split_rows, self._splits_sha256 = read_split_rows(root, lambda: index.row_of)
         self._open: OrderedDict[int, _Shard] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -144,8 +147,10 @@ class FeatureStore:
 
     @property
     def digest(self) -> str:
-        """Version of the data, hex SHA-256."""
-        return self.manifest.digest
+        """Version of the data, hex SHA-256: the manifest's, with that of the split table where there is one."""
+        if not self._splits_sha256:
+            return self.manifest.digest
+        return hashlib.sha256(f"{self.manifest.digest}+{self._splits_sha256}".encode()).hexdigest()
 
     @property
     def frame_dim(self) -> int:
@@ -160,7 +165,7 @@ class FeatureStore:
     @property
     def splits(self) -> list[str]:
         """Names of the splits, sorted."""
-        return sorted(set(self.index.splits))
+        return sorted({*self.index.splits, *self._split_rows})
 
     def rows_of(self, split: str) -> np.ndarray:
         """Rows of a split, ascending, int64.
@@ -168,7 +173,9 @@ class FeatureStore:
         Raises:
             ValueError: the store has no such split.
         """
-        rows = np.flatnonzero(self.index.splits == split)
+        rows = self._split_rows.get(split)
+        if rows is None:
+            rows = np.flatnonzero(self.index.splits == split)
         if not len(rows):
             raise ValueError(f"{self.root} has no split {split!r}, only {', '.join(self.splits)}")
         return rows
@@ -188,13 +195,13 @@ class FeatureStore:
             ids=tuple(self.index.ids[wanted].tolist()),
             keys=self.index.keys[wanted],
             interval_s=np.asarray(interval_s, dtype=np.float64),
-            frames=_concatenate(frames, np.empty((0, self.frame_dim), dtype)),
-            frame_offsets=_offsets(np.array([len(part) for part in frames], dtype=np.int64)),
-            segment_offsets=_offsets(np.array([len(part) for part in num_tokens], dtype=np.int64)),
-            tokens=_concatenate(tokens, np.empty(0, np.int32)),
-            token_offsets=_offsets(_concatenate(num_tokens, np.empty(0, np.int32))),
-            segment_frames=_concatenate(segment_frames, np.empty(0, np.int32)).astype(np.int64),
-            segment_frame_offsets=_offsets(_concatenate(num_frames, np.empty(0, np.int32))),
+            frames=concatenate(frames, np.empty((0, self.frame_dim), dtype)),
+            frame_offsets=offsets_of(np.array([len(part) for part in frames], dtype=np.int64)),
+            segment_offsets=offsets_of(np.array([len(part) for part in num_tokens], dtype=np.int64)),
+            tokens=concatenate(tokens, np.empty(0, np.int32)),
+            token_offsets=offsets_of(concatenate(num_tokens, np.empty(0, np.int32))),
+            segment_frames=concatenate(segment_frames, np.empty(0, np.int32)).astype(np.int64),
+            segment_frame_offsets=offsets_of(concatenate(num_frames, np.empty(0, np.int32))),
         )
 
     def annotations(self, kind: str, split: str) -> AnnotationTable:
@@ -220,6 +227,8 @@ class FeatureStore:
         expected |= {INDEX: self.manifest.index_sha256, REJECTS: self.manifest.rejects_sha256}
         for entry in table_entries(self.root):
             expected[files.join(ANNOTATIONS, entry["kind"], entry["file"])] = entry["sha256"]
+        if table := current_entry(self.root):
+            expected[files.join(FOLDER, table["file"])] = table["sha256"]
         lines = []
         for name, sha256 in expected.items():
             path = files.join(self.root, name)
@@ -245,12 +254,15 @@ class FeatureStore:
         """
         import ray.data
 
-        numbers = np.arange(len(self.manifest.shards)) if split is None else self.index.shards[self.rows_of(split)]
-        shards = [self.manifest.shards[number] for number in np.unique(numbers)]
-        items = [{"name": shard.name, "sha256": shard.sha256, "num_bytes": shard.num_bytes} for shard in shards]
+        wanted = np.arange(len(self)) if split is None else self.rows_of(split)
+        items = []
+        for number in np.unique(self.index.shards[wanted]).tolist():
+            shard, own = self.manifest.shards[number], wanted[self.index.shards[wanted] == number]
+            item = {"name": shard.name, "sha256": shard.sha256, "num_bytes": shard.num_bytes}
+            items.append({**item, "rows": None if split is None else self.index.rows[own].tolist()})
         return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             read_shard,
-            fn_args=(self.root, split, None if columns is None else list(columns)),
+            fn_args=(self.root, None if columns is None else list(columns)),
             batch_size=1,
             batch_format="pyarrow",
         )
@@ -273,67 +285,6 @@ class FeatureStore:
             return self._open[number]
 
 
-@dataclass(frozen=True)
-class AnnotationTable:
-    """N examples of one kind and split, columns as in `schema.ANNOTATION_SCHEMA`."""
-
-    kind: str
-    split: str
-    table: pa.Table
-    digest: str  # hex SHA-256 of the table's file
-    keys: np.ndarray  # [N] uint64, hash of the id
-    tokens: np.ndarray  # [T] int32, text after text, without special ids
-    token_offsets: np.ndarray  # [N + 1] int64
-    spans_s: np.ndarray  # [N, 2] float64 seconds, NaN where hidden
-    labels: np.ndarray  # [N] int64, -1 where hidden
-    video_rows: np.ndarray  # [N] int64, row of the store, -1 where the video is hidden or not in the store
-
-    @classmethod
-    def of(cls, table: pa.Table, entry: dict[str, Any], index: StoreIndex) -> AnnotationTable:
-        """Join a table with the rows of its store."""
-        table = table.combine_chunks()
-        tokens = _one_chunk(table.column("tokens"))
-        rows = [index.row_of.get(video, -1) for video in table.column("video").to_pylist()]
-        return cls(
-            kind=entry["kind"],
-            split=entry["split"],
-            table=table,
-            digest=entry["sha256"],
-            keys=_numpy(table.column("key")),
-            tokens=_numpy(tokens.values),
-            token_offsets=_numpy(tokens.offsets).astype(np.int64),
-            spans_s=np.stack([_numpy(table.column("start_s")), _numpy(table.column("end_s"))], axis=1),
-            labels=np.array([-1 if label is None else label for label in table.column("label").to_pylist()], np.int64),
-            video_rows=np.array(rows, dtype=np.int64),
-        )
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    @cached_property
-    def ids(self) -> np.ndarray:
-        """[N] strings, as objects."""
-        return self.table.column("id").to_numpy(zero_copy_only=False)
-
-    @cached_property
-    def videos(self) -> np.ndarray:
-        """[N] ids of videos, as objects; empty where hidden."""
-        return self.table.column("video").to_numpy(zero_copy_only=False)
-
-    def notes(self, indices: Sequence[int] | np.ndarray) -> Notes:
-        """B examples as the tasks take them; the videos are `store.rows(table.video_rows[indices])`."""
-        wanted = np.asarray(indices, dtype=np.int64)
-        starts, ends = self.token_offsets[wanted].tolist(), self.token_offsets[wanted + 1].tolist()
-        texts = [self.tokens[start:end] for start, end in zip(starts, ends, strict=True)]
-        return Notes(
-            ids=tuple(self.ids[wanted].tolist()),
-            keys=self.keys[wanted],
-            tokens=_concatenate(texts, np.empty(0, np.int32)),
-            token_offsets=_offsets(np.array([len(text) for text in texts], dtype=np.int64)),
-            spans_s=self.spans_s[wanted],
-        )
-
-
 def _cut(shard: _Shard, row: int) -> tuple[Any, ...]:
     """Views of one row: interval, frames, tokens, tokens and frames per segment, frame indices."""
     segments = slice(shard.segment_offsets[row], shard.segment_offsets[row + 1])
@@ -345,26 +296,3 @@ def _cut(shard: _Shard, row: int) -> tuple[Any, ...]:
         shard.segment_num_frames[segments],
         shard.segment_frames[shard.segment_frame_offsets[row] : shard.segment_frame_offsets[row + 1]],
     )
-
-
-def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    """The single array behind a column."""
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-
-
-def _numpy(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Zero-copy view of a numeric array without nulls."""
-    array = _one_chunk(column) if isinstance(column, pa.ChunkedArray) else column
-    return array.to_numpy(zero_copy_only=True)
-
-
-def _offsets(lengths: np.ndarray) -> np.ndarray:
-    """[N] lengths -> [N + 1] int64 starts, the last one being the total."""
-    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return offsets
-
-
-def _concatenate(parts: list[np.ndarray], empty: np.ndarray) -> np.ndarray:
-    """Concatenate views, or `empty` when there are none."""
-    return np.concatenate(parts) if parts else empty

@@ -45,6 +45,12 @@ ANNOTATION_SCHEMA = pa.schema(
     ]
 )
 
+OPTIONAL_ANNOTATION_FIELDS = (  # a table has one of these columns only if a row of it says something there
+    pa.field("spans_s", pa.list_(pa.float64())),  # start, end, start, end, ...: several annotators' spans (DiDeMo)
+    pa.field("tag", pa.string()),  # group by which results are reported (TVR: v, t, vt)
+    pa.field("group", pa.string()),  # what several annotations share (TVC: the clip that captions describe)
+)
+
 
 def video_schema(frame_dim: int, dtype: str) -> pa.Schema:
     """Schema of a shard: one row a video, `frames` [F, V] as V values per frame of `dtype` (float16 or float32).

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from hero_platform import files
 from hero_platform.sources.base import Reject
@@ -157,13 +156,18 @@ def sidecar(path: str) -> str:
     return path.removesuffix(".arrow") + ".json"
 
 
-def read_shard(batch: pa.Table, root: str, split: str | None, columns: list[str] | None) -> pa.Table:
-    """Rows of one shard, in a Ray task (this module imports no torch): `batch` has its name, sha256 and num_bytes."""
+def read_shard(batch: pa.Table, root: str, columns: list[str] | None) -> pa.Table:
+    """Rows of one shard, in a Ray task (this module imports no torch).
+
+    `batch` has the shard's name, sha256 and num_bytes, and its rows that are wanted (None: all).
+    """
     (item,) = batch.to_pylist()
     path = files.join(root, item["name"])
     if files.is_remote(path):
         path = str(ShardCache.default().fetch(path, item["sha256"], item["num_bytes"]))
     table = pa.ipc.open_file(pa.memory_map(path)).read_all()
-    if split is not None:
-        table = table.filter(pc.equal(table.column("split"), split))
+    if item["rows"] is not None:
+        wanted = np.zeros(len(table), dtype=bool)
+        wanted[item["rows"]] = True
+        table = table.filter(pa.array(wanted))
     return table if columns is None else table.select(columns)

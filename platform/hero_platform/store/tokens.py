@@ -55,6 +55,35 @@ class TokenizerSpec:
         return cls("words", tokenizer.digest, tokenizer.text_ids, words=tuple(words))
 
     @classmethod
+    def read(cls, path: str) -> TokenizerSpec:
+        """From a folder with RoBERTa's vocabulary, or a text file with one word a line.
+
+        Raises:
+            ValueError: neither is there.
+        """
+        if path.endswith(".txt") and files.exists(path):
+            return cls.of_words(files.read_bytes(path).decode("utf-8").split())
+        return cls.roberta(path)
+
+    def check_fits(self, described: dict[str, Any], where: str) -> None:
+        """Refuse to tokenise for a store whose texts went through another vocabulary.
+
+        Args:
+            described: what the store's manifest says of its tokenizer (`describe`).
+            where: the store, for the message.
+
+        Raises:
+            ValueError: it is another vocabulary; a store of ready-made ids has special ids to compare, nothing more.
+        """
+        same = (
+            self.digest == described["digest"]
+            if described["digest"]
+            else asdict(self.text_ids) == described["text_ids"]
+        )
+        if not same:
+            raise ValueError(f"the texts of {where} went through another vocabulary than this one: give theirs")
+
+    @classmethod
     def ids_only(cls, text_ids: TextIds) -> TokenizerSpec:
         """No vocabulary: for sources whose texts are already token ids (the released databases)."""
         return cls("ids", "", text_ids)

@@ -171,7 +171,7 @@ def load_weights(module: MultiTaskHero, config: RunConfig) -> str:
         ValueError: nothing fits, or a tensor has another shape.
     """
     folder = weights_of(config.init_from)
-    source = snapshot.load(folder).model
+    source = module.adopt(snapshot.load(folder).model)
     own = module.state_dict()
     shared = _shared(module, {name: tuple(tensor.shape) for name, tensor in source.items()}, folder)
     module.load_state_dict({name: source[name] for name in shared}, strict=False)

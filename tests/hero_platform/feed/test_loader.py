@@ -1,3 +1,4 @@
+import shutil
 import sys
 import threading
 from collections import Counter
@@ -8,17 +9,23 @@ import numpy as np
 import pytest
 
 from hero_model.config import debug
-from hero_model.tasks import Fom, Mfm, Mlm, MomentRetrieval, Vsm
+from hero_model.tasks import Entailment, Fom, Mfm, Mlm, MomentRetrieval, VideoQa, Vsm
+from hero_model.tasks.base import At
 from hero_platform.config import Entry, RunConfig, StoreRef
 from hero_platform.feed import loader
 from hero_platform.feed.loader import ExampleReader, Feed, Prefetcher, open_stores
 from hero_platform.feed.mixture import Mixture
 from hero_platform.feed.order import EpochOrder
+from hero_platform.sources.base import Annotation
+from hero_platform.sources.synthetic import SyntheticSource
+from hero_platform.store.annotations import write_annotations
 from hero_platform.store.reader import FeatureStore
+from hero_platform.store.tokens import TokenizerSpec
 from hero_platform.train.resolve import resolve
 
 ENTRIES = tuple(Entry(task, "synthetic") for task in (Mlm(), Mfm(), Fom(), Vsm(), MomentRetrieval()))
 STEPS = range(24)
+AT = At(seed=5, step=0)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +122,60 @@ def test_long_queries_are_left_out_of_training_only(tiny_store):
 
     assert count(training=False) == len(lengths)
     assert count(training=True) == (lengths <= task.max_query_tokens).sum() > 0
+
+
+def test_questions_come_with_their_answers(tiny_store):
+    store = FeatureStore.open(tiny_store)
+    table = store.annotations("questions", "train")
+    examples = ExampleReader(store, VideoQa(), "tvqa", "train", training=True).read(np.arange(5)[::-1])
+    notes = examples.notes
+    for place, name in enumerate(notes.ids):
+        row = table.table.slice(int(np.flatnonzero(table.ids == name)[0]), 1).to_pylist()[0]
+        answers = [
+            notes.answers.tokens[slice(*notes.answers.token_offsets[answer : answer + 2])].tolist()
+            for answer in range(*notes.answers.offsets[place : place + 2])
+        ]
+        assert (answers, notes.labels[place], examples.videos.ids[place]) == (
+            row["answers_tokens"],
+            row["label"],
+            row["video"],
+        )
+    longest = [len(row["tokens"]) + max(map(len, row["answers_tokens"])) for row in table.table.to_pylist()]
+    assert table.num_tokens.tolist() == longest
+
+
+@pytest.fixture
+def paired_store(tiny_store, tmp_path) -> FeatureStore:
+    """The tiny store with five statements about its three shortest training videos."""
+    copy = shutil.copytree(tiny_store, tmp_path / "store")
+    store = FeatureStore.open(str(copy))
+    rows = store.rows_of("train")
+    short = store.index.ids[rows[np.argsort(store.index.num_frames[rows], kind="stable")[:3]]]
+    videos = {"a-0-1": short[0], "a-0-0": short[0], "a-1-0": short[0], "b-0-0": short[1], "b-0-1": short[2]}
+    statements = [
+        Annotation("statements", "train", name, video, "a doctor", label=int(name[-1]))
+        for name, video in videos.items()
+    ]
+    tokenizer = TokenizerSpec.of_words(SyntheticSource().words())
+    assert not write_annotations(str(copy), statements, tokenizer, set(short), "here")
+    return store
+
+
+def test_statements_are_trained_with_their_opposite_and_evaluated_alone(paired_store):
+    def read(task, training):
+        reader = ExampleReader(paired_store, task, "violin", "train", training=training)
+        assert len(reader) == 5
+        return reader.read(np.arange(len(reader)))
+
+    paired = read(Entailment(), training=True)
+    assert paired.ids == ("a-0-1", "a-0-0", "a-1-0", "b-0-0", "b-0-1")  # the last two are about different videos
+    assert paired.notes.ids == ("a-0-1", "a-0-0", "a-0-0", "a-0-1", "a-1-0", "b-0-0", "b-0-1")
+    assert paired.notes.video_N.tolist() == [0, 0, 1, 1, 2, 3, 4]
+    batch = Entailment().prepare(paired, AT, paired_store.text_ids)
+    assert batch.counts == {"entailment": 7} and batch.videos.clips.num_sequences == 7
+    assert len(batch.videos.frames) == paired.videos.frame_offsets[-1]  # frames stand once an example
+    for alone in (read(Entailment(), training=False), read(Entailment(pairs=False), training=True)):
+        assert alone.ids == alone.notes.ids == paired.ids
 
 
 @pytest.mark.parametrize("task", [Mlm(), MomentRetrieval()])

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from hero_model.config import debug
-from hero_model.metrics.retrieval import RetrievalMetric
+from hero_model.metrics.retrieval import Ranked, RetrievalMetric
 from hero_model.multitask import MultiTaskHero
-from hero_model.tasks import Fom, MomentRetrieval, Vsm
+from hero_model.tasks import Fom, MomentRetrieval, VideoRetrieval, Vsm
 from hero_platform.config import Entry, RunConfig
-from hero_platform.infer.embed import Embedder
-from hero_platform.infer.moments import Corpus, evaluate_moments, moment_task, write_evaluation
-from hero_platform.infer.retrieve import Decoding, retrieve
+from hero_platform.infer.embed import Embedder, VideoStates
+from hero_platform.infer.moments import Corpus, evaluate_moments, search_task, write_evaluation
+from hero_platform.infer.retrieve import Answers, Decoding, official_unravelling, retrieve, retrieve_videos
 from hero_platform.store.reader import FeatureStore
 
 CPU = torch.device("cpu")
@@ -130,9 +130,9 @@ def test_a_model_that_has_learned_finds_moments(store, config):
 
 def test_pretrained_alone_searches_as_its_vsm_packs(config):
     vsm = replace(config, mixture=(Entry(Fom(), "synthetic"), Entry(Vsm(context=2, max_frames=30), "synthetic")))
-    assert moment_task(vsm) == MomentRetrieval(context=2, max_frames=30)
+    assert search_task(vsm) == MomentRetrieval(context=2, max_frames=30)
     with pytest.raises(ValueError, match="fom: nothing in it learns to search"):
-        moment_task(replace(config, mixture=(Entry(Fom(), "synthetic"),)))
+        search_task(replace(config, mixture=(Entry(Fom(), "synthetic"),)))
 
 
 def test_another_store_is_refused(store, config, module):
@@ -154,3 +154,61 @@ def test_parts_of_a_split_merge(store, config, module):
         piece = replace(corpus, queries=corpus.queries[part], own_video_Q=corpus.own_video_Q[part])
         merged.merge(evaluate_moments(module, config, piece, Decoding(), device=CPU).metric)
     assert merged.compute() == pytest.approx(whole.compute())
+
+
+@pytest.mark.parametrize("video_only", [False, True])
+def test_video_retrieval_ranks_videos_and_places_the_right_one(store, config, module, video_only, tmp_path: Path):
+    task = VideoRetrieval(video_only=video_only, context=0)
+    corpus = Corpus.open(store, "val")
+    settings = replace(config, mixture=(Entry(task, "synthetic"),))
+    found = evaluate_moments(module, settings, corpus, Decoding(num_videos=3), device=CPU)
+    assert list(found.rankings) == ["vr"] and found.rankings["vr"].videos_QN.shape[1] == 3
+    embedder = Embedder(module, task, config.text, CPU)
+    states = embedder.videos(store, corpus.rows)
+    scores = embedder.head.video_scores(
+        embedder.queries(corpus.table.notes, corpus.queries), *states.block(0, len(states), CPU)
+    ).detach()
+    order = scores.sort(dim=1, descending=True, stable=True).indices.numpy()
+    places = [row.tolist().index(own) for row, own in zip(order, corpus.own_video_Q.tolist(), strict=True)]
+    metrics = found.metric.compute()
+    assert metrics["vr_median_rank"] == np.median(places) + 1
+    assert metrics["vr_mean_rank"] == pytest.approx(np.mean(places) + 1)
+    assert metrics["vr_r1"] == pytest.approx(100 * np.mean(np.array(places) == 0))
+    write_evaluation(str(tmp_path), found)
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert all(sorted(line) == ["query", "text", "vr"] and len(line["vr"]) == 3 for line in lines)
+    assert list(json.loads((tmp_path / "submission.json").read_text())) == ["video2idx", "VR"]
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (3, 7), (100, 100)])
+def test_places_do_not_depend_on_blocks(store, config, module, sizes):
+    corpus = Corpus.open(store, "test")
+    embedder = Embedder(module, VideoRetrieval(), config.text, CPU)
+    states, vectors = embedder.videos(store, corpus.rows), embedder.queries(corpus.table.notes, corpus.queries)
+    whole = retrieve_videos(embedder.head, states, vectors, corpus.own_video_Q)
+    parts = retrieve_videos(
+        embedder.head, states, vectors, corpus.own_video_Q, video_block=sizes[0], query_block=sizes[1]
+    )
+    assert np.array_equal(whole.places_Q, parts.places_Q)
+    assert np.array_equal(whole.vr.videos_QN, parts.vr.videos_QN)
+
+
+def test_hidden_queries_are_answered_and_not_scored(store, config, module, tmp_path: Path):
+    corpus = Corpus.open(store, "val")
+    hidden = replace(corpus, own_video_Q=np.full(len(corpus.queries), -1))
+    found = evaluate_moments(module, config, hidden, Decoding(), device=CPU)
+    seen = evaluate_moments(module, config, corpus, Decoding(), device=CPU)
+    assert found.results()["metrics"] == {} and found.results()["intervals"] == {}
+    assert found.rankings["vcmr"].rows(0) == seen.rankings["vcmr"].rows(0) and found.rankings["svmr"].rows(0) == []
+    write_evaluation(str(tmp_path), found)
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == len(corpus.queries)
+
+
+@pytest.mark.parametrize(("max_frames", "wanted"), [(4, [2, 1.5, 4.5]), (6, [2, 1.5, 1.5])])
+def test_official_unravelling_by_hand(max_frames: int, wanted: list[float]):
+    """Place 0 of the list, frames 1 to 2, longest video 4: cell 6; by rows of 6 frames that is frame 1 and frame 0."""
+    videos = VideoStates(("a", "b", "c"), np.full(3, 1.5), np.array([0, 2, 6, 10]), np.zeros((10, 4), np.float32))
+    found = Ranked.of([[[2, 1.5, 4.5, 0.9]]])
+    listed = Ranked.of([[[2, 0, 0, 2.0], [0, 0, 0, 1.0]]])
+    decoded = official_unravelling(Answers(vcmr=found, svmr=found, vr=listed), videos, max_frames)
+    assert decoded.rows(0) == [[*wanted, 0.9]]

@@ -115,12 +115,13 @@ def test_captions(golden_lmdb, num_frames, split):
 def test_damaged_query_rows(tmp_path, write_lmdb):
     good = {"desc": "a query", "input_ids": [5], "vid": "v", "ts": [0.0, 1.5]}
     rows = {"1": text_of(good), "2": text_of({**good, "input_ids": None}), "3": text_of(good)[:-6], "4": text_of([])}
-    write_lmdb(tmp_path / "my_val.db", {**rows, "5": text_of({**good, "ts": [[0, 1], [2, 3]]})})
+    write_lmdb(tmp_path / "my_val.db", {**rows, "5": text_of({**good, "ts": [[0, 1], [2, 3], [2, 3]]})})
     (tmp_path / "my_val.db/id2len.json").write_text('{"5": 1, "3": 1, "2": 1, "1": 1, "4": 1, "6": 1}')
     notes = list(LmdbSource("unused", queries=(str(tmp_path / "my_val.db"),)).annotations())
     assert [note.id for note in notes] == ["5", "3", "2", "1", "4", "6"]
     assert [note.id for note in notes if isinstance(note, Annotation)] == ["5", "1"]
-    assert math.isnan(notes[0].start_s)  # several annotators, no single span
+    assert notes[0].spans == ((0, 1), (2, 3), (2, 3))  # several annotators: the commonest is trained on
+    assert (notes[0].start_s, notes[0].end_s) == (2, 3) and notes[3].spans == ()
 
 
 def test_query_databases_need_a_split(tmp_path, write_lmdb):

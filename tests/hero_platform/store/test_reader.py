@@ -128,6 +128,24 @@ def test_a_new_table_of_a_finished_store(copy):
     assert table.tokens.tolist() == [4, 5, 5] and table.token_offsets.tolist() == [0, 2, 3]
 
 
+def test_labels_that_name_no_choice_are_rejected(copy):
+    two, tokenizer = {"answers": ("a", "b")}, TokenizerSpec.of_words(["a", "b"])
+    examples = [
+        Annotation("questions", "val", "fine", "val-000000", "a", label=1, **two),
+        Annotation("questions", "val", "hidden", "val-000000", "a", **two),
+        Annotation("questions", "val", "third", "val-000000", "a", label=2, **two),
+        Annotation("questions", "val", "single", "val-000000", "a", label=0, answers=("a",)),
+        Annotation("statements", "val", "both", "val-000000", "a", label=2),
+    ]
+    rejects = write_annotations(str(copy), examples, tokenizer, {"val-000000"}, "here")
+    assert {reject.id: reject.reason for reject in rejects} == {
+        "third": "its label is 2; with 2 choices it must be 0 to 1",
+        "single": "a question needs at least two answers and has 1",
+        "both": "its label is 2; with 2 choices it must be 0 to 1",
+    }
+    assert FeatureStore.open(str(copy)).annotations("questions", "val").labels.tolist() == [1, -1]
+
+
 @pytest.mark.parametrize("name", ["shards/00001.arrow", "rejects.jsonl", "annotations"])
 def test_verify_names_a_changed_file(copy, name):
     FeatureStore.open(str(copy)).verify()

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from hero_model.config import debug
-from hero_model.tasks import Fom, Mfm, Mlm, MomentRetrieval, Task, Vsm
+from hero_model.tasks import Entailment, Fom, Mfm, Mlm, MomentRetrieval, Task, VideoQa, Vsm
 from hero_platform.config import Entry, EvaluationConfig, RunConfig, ScaleConfig, StoreRef
 from hero_platform.feed.loader import Feed, StepBatch, open_stores
 from hero_platform.train.comm import Comm
@@ -30,7 +30,15 @@ STREAM_STEPS = range(12)
 EVALUATION = EvaluationConfig(batch=3)  # 8 examples: batches of 3, 3 and 2
 
 _RANKING = {"hard_start": 0, "hard_pool": 3, "span_drop": 0.0, "span_weight": 1.0}
-TASKS: tuple[Task, ...] = (Mlm(), Mfm(), Fom(), Vsm(queries_per_video=2, **_RANKING), MomentRetrieval(**_RANKING))
+TASKS: tuple[Task, ...] = (
+    Mlm(),
+    Mfm(),
+    Fom(),
+    Vsm(queries_per_video=2, **_RANKING),
+    MomentRetrieval(**_RANKING),
+    VideoQa(),
+    Entailment(),
+)
 KINDS = tuple(task.kind for task in TASKS)
 
 

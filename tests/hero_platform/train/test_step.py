@@ -12,7 +12,7 @@ from hero_platform.train.step import Stepper
 from hero_platform.train.worker import build_module, build_optimizer
 
 EXACT = 1e-12  # float64: what is left is rounding
-KINDS = ("mlm", "mfm", "fom", "vsm", "moment_retrieval")
+KINDS = ("mlm", "mfm", "fom", "vsm", "moment_retrieval", "video_qa", "entailment")
 
 
 def assert_same(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> None:
@@ -53,7 +53,7 @@ def test_a_rank_without_queries_takes_part(alone, ranks):
 
 
 def test_heads_alternate_under_ddp(alone, ranks):
-    """Five steps, five heads, gradients added up: each rank must find the parameters a step leaves out."""
+    """One step a task, six heads, gradients added up: each rank must find the parameters a step leaves out."""
     for of_rank in ranks:
         assert_same(of_rank["alternating"], alone["alternating"])
 

@@ -1,0 +1,124 @@
+"""Weights people already have: official HERO checkpoints and RoBERTa into checkpoints of ours, and ours back.
+
+A converted checkpoint is an ordinary one of step 0 without optimizer state, so `init_from` and `jobs.evaluate` take it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hero_model import official
+from hero_model.config import HeroConfig
+from hero_model.multitask import MultiTaskHero
+from hero_model.roberta import load_roberta
+from hero_platform import config_io, files
+from hero_platform.config import RunConfig
+from hero_platform.train import determinism, snapshot
+from hero_platform.train.checkpoint import Checkpointer
+from hero_platform.train.summary import unique_tasks
+
+_ROBERTA_FILES = ("model.safetensors", "pytorch_model.bin")
+_WORDS = "v_encoder.f_encoder.embeddings.word_embeddings.weight"
+_FRAMES = "v_encoder.f_encoder.img_embeddings.img_linear.weight"
+_SIZES = (  # what a checkpoint says about its own sizes: field, weight, dimension
+    ("vocab_size", _WORDS, 0),
+    ("hidden_size", _WORDS, 1),
+    ("frame_dim", _FRAMES, 1),
+    ("fom_classes", "v_encoder.fom_output.linear_2.weight", 0),
+    ("span_kernel", "video_st_predictor.weight", -1),
+)
+
+
+def import_official(source: str, out: str, config: RunConfig, raw: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Write an official `.pt` or `.safetensors` file as a checkpoint under `out`.
+
+    Args:
+        source: the file; nothing in it is executed.
+        out: folder that gets `step_00000000`.
+        config: a recipe with the tasks whose heads the checkpoint has.
+        raw: the official model configuration, for sizes that the weights do not tell; None: the paper's.
+
+    Returns:
+        `{"folder", "tensors", "missing", "unexpected", "ignored"}`, names official.
+
+    Raises:
+        ValueError: no HERO weights, other sizes, or a part of the encoder is missing.
+    """
+    state = official.read_state(source)
+    if _WORDS not in state or _FRAMES not in state:
+        raise ValueError(f"{source} holds no HERO weights: its first names are {sorted(state)[:3]}")
+    model = official.config_from_official(raw) if raw else HeroConfig()
+    sizes = {name: state[weight].shape[axis] for name, weight, axis in _SIZES if weight in state}
+    model = official.fit_config(replace(model, vocab_pad=0, **sizes), state)
+    config = replace(
+        config, model=model, text=replace(config.text, vocab_size=min(config.text.vocab_size, model.vocab_size))
+    )
+    with torch.device("meta"):
+        expected = MultiTaskHero(model, unique_tasks(config)).state_dict()
+    ours, report = official.translate(state, expected)
+    if lost := [name for name in expected if name.startswith("hero.") and name not in ours]:
+        raise ValueError(f"{source} has no weights for {len(lost)} parts of the encoder, the first is {lost[0]}")
+    folder = _write(out, {name: value.float() for name, value in ours.items()}, config)
+    listed = {name: list(getattr(report, name)) for name in ("missing", "unexpected", "ignored")}
+    return {"folder": folder, "tensors": len(ours), **listed}
+
+
+def import_roberta(source: str, out: str, config: RunConfig) -> dict[str, Any]:
+    """Write RoBERTa from a local Hugging Face folder as the official initialisation (hero.md 1.13).
+
+    Only what RoBERTa decides is written: a run that starts from it draws the rest from its own seed.
+
+    Raises:
+        ValueError: no weights there, or they do not fit the model's sizes.
+    """
+    path = next((files.join(source, name) for name in _ROBERTA_FILES if os.path.exists(files.join(source, name))), "")
+    if not path:
+        raise ValueError(f"{source}: no RoBERTa weights there; need {' or '.join(_ROBERTA_FILES)}")
+    state = official.read_state(path)
+    words = state.get("roberta.embeddings.word_embeddings.weight")
+    if words is None:
+        raise ValueError(f"{path} holds no RoBERTa weights: no embeddings under the prefix 'roberta.'")
+    size = -(-len(words) // 8) * 8
+    config = replace(config, model=replace(config.model, vocab_size=size, vocab_pad=size - len(words)))
+    torch.manual_seed(determinism.seed_for("init", config.seed))
+    module = MultiTaskHero(config.model, unique_tasks(config))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    report = load_roberta(module, state)
+    changed = {name: value for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+    folder = _write(out, changed, config)
+    listed = {name: list(getattr(report, name)) for name in ("missing", "unexpected", "ignored")}
+    return {"folder": folder, "tensors": len(changed), "vocab_pad": config.model.vocab_pad, **listed}
+
+
+def export_official(source: str, out: str) -> dict[str, Any]:
+    """Write a checkpoint of ours under official names, as `.pt` or `.safetensors` by the ending of `out`.
+
+    Raises:
+        ValueError: no valid checkpoint there, or another ending.
+    """
+    state = official.to_official(snapshot.load(source).model)
+    if not out.endswith((".pt", ".safetensors")):
+        raise ValueError(f"--out ends in .pt or .safetensors, not {out}")
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    if out.endswith(".pt"):
+        torch.save(state, out)
+    else:
+        from safetensors.torch import save_file
+
+        save_file({name: value.contiguous() for name, value in state.items()}, out)
+    return {"file": out, "tensors": len(state)}
+
+
+def _write(out: str, state: Mapping[str, Tensor], config: RunConfig) -> str:
+    """Commit weights as the checkpoint of step 0; returns its folder."""
+    writer = Checkpointer(out, config=config_io.to_dict(replace(config, name=config.name or config.recipe)))
+    writer.save(0, state, {}, {})
+    writer.close()
+    return files.join(out, "step_00000000")

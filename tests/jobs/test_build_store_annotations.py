@@ -1,0 +1,110 @@
+"""`build_store annotations`: public files beside a finished store, and splits chosen after the build."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hero_platform.sources.synthetic import SyntheticSource
+from hero_platform.store.reader import FeatureStore
+from jobs import build_store
+
+
+@pytest.fixture
+def store(tiny_store: str, tmp_path: Path) -> str:
+    """A copy that a test may add to."""
+    return shutil.copytree(tiny_store, tmp_path / "store").as_posix()
+
+
+@pytest.fixture
+def vocabulary(tmp_path: Path) -> str:
+    path = tmp_path / "words.txt"
+    path.write_text("\n".join(SyntheticSource(frame_dim=16).words()), "utf-8")
+    return str(path)
+
+
+def didemo(tmp_path: Path, video: str) -> str:
+    rows = [
+        {"annotation_id": 1, "video": f"{video}.mp4", "description": "x", "num_segments": 6, "times": [[1, 1]] * 4},
+        {"annotation_id": 2, "video": "stranger.mp4", "description": "x", "num_segments": 6, "times": [[0, 9]]},
+        {"annotation_id": 3, "video": "stranger.mp4", "description": "x", "num_segments": 6, "times": [[0, 1]] * 4},
+    ]
+    path = tmp_path / "val_data.json"
+    path.write_text(json.dumps(rows), "utf-8")
+    return str(path)
+
+
+def test_a_table_is_added_and_the_store_stays(store, vocabulary, tmp_path, capsys):
+    before = FeatureStore.open(store)
+    path = didemo(tmp_path, "val-000001")
+    command = ["annotations", "--corpus", "didemo", "--split", "extra", path, "--store", store]
+    assert build_store.main([*command, "--dry-run"]) == 0
+    assert "val_data.json: entry 2: segments [0, 9]" in capsys.readouterr().out
+    assert not list(Path(store).glob("annotations/moments/extra*"))
+    assert build_store.main([*command, "--tokenizer", vocabulary, "--json", str(tmp_path / "a.json")]) == 0
+    printed, facts = capsys.readouterr().out, json.loads((tmp_path / "a.json").read_text())["annotations"]
+    assert "1 annotations of 1 videos that the store has not (such as stranger.mp4)" in printed
+    assert (facts["annotations"], facts["unmatched_annotations"], len(facts["rejects"])) == (2, 1, 1)
+    after = FeatureStore.open(store)
+    assert after.digest == before.digest and after.damaged() == []
+    table = after.annotations("moments", "extra")
+    assert table.digest == facts["digest"]
+    assert table.videos.tolist() == ["val-000001", "stranger.mp4"] and table.video_rows[0] >= 0 > table.video_rows[1]
+    assert table.all_spans_s.shape == (2, 4, 2) and (table.all_spans_s[0] == [5, 10]).all()
+    assert table.spans_s[0].tolist() == [5, 10]
+    other = after.annotations("moments", "val")
+    assert np.array_equal(other.all_spans_s, other.spans_s[:, None]) and other.tags == other.groups == ()
+
+
+def test_the_same_file_gives_the_same_table(store, vocabulary, tmp_path):
+    command = ["annotations", "--corpus", "didemo", "--split", "extra", didemo(tmp_path, "val-000001")]
+    digests = []
+    for _ in range(2):
+        assert build_store.main([*command, "--store", store, "--tokenizer", vocabulary]) == 0
+        digests.append(FeatureStore.open(store).annotations("moments", "extra").digest)
+    assert digests[0] == digests[1] and len(list(Path(store).glob("annotations/moments/extra-*"))) == 1
+
+
+def test_mistakes_are_one_line(store, tmp_path, capsys):
+    path = didemo(tmp_path, "val-000001")
+    (tmp_path / "other.txt").write_text("other\nwords\n", "utf-8")
+    for extra, message in (
+        (["--corpus", "didemo", "--split", "x", path], "add --tokenizer"),
+        (
+            ["--corpus", "didemo", "--split", "x", path, "--tokenizer", str(tmp_path / "other.txt")],
+            "another vocabulary",
+        ),
+        (["--corpus", "didemo", path], "--split names the split"),
+        (["--corpus", "dideno", "--split", "x", path], "no annotation files are known for 'dideno'"),
+        (["--corpus", "didemo"], "nothing to do"),
+        (["--corpus", "didemo", "--splits", f"a={tmp_path}/none.json"], "not there"),
+    ):
+        assert build_store.main(["annotations", "--store", store, *extra]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
+def test_splits_are_set_beside_the_store(store, tmp_path, capsys):
+    before = FeatureStore.open(store)
+    (tmp_path / "tv_train.json").write_text(json.dumps(["train-000003", "val-000001", "gone"]), "utf-8")
+    (tmp_path / "tv_val.json").write_text(json.dumps(["train-000001"]), "utf-8")
+    command = ["annotations", "--corpus", "synthetic", "--store", store, "--splits"]
+    lists = [str(tmp_path / f"tv_{split}.json") for split in ("train", "val")]
+    assert build_store.main([*command, *lists]) == 0
+    assert "train: 2 videos; 1 ids that the store has not" in capsys.readouterr().out
+    after = FeatureStore.open(store)
+    assert after.digest != before.digest and after.manifest.digest == before.manifest.digest
+    named = {split: set(after.index.ids[after.rows_of(split)]) for split in ("train", "val")}
+    assert named == {"train": {"train-000003", "val-000001"}, "val": {"train-000001"}}
+    assert np.array_equal(after.rows_of("test"), before.rows_of("test"))  # not named: as it was built
+    assert build_store.main([*command, *lists]) == 0 and FeatureStore.open(store).digest == after.digest
+    assert after.damaged() == []
+    (table,) = (path for path in Path(store).glob("splits/*.json") if path.name != "current.json")
+    table.write_text("{}", "utf-8")
+    assert any(str(table) in line for line in after.damaged())
+    with pytest.raises(ValueError, match="does not have the digest"):
+        FeatureStore.open(store)

@@ -1,0 +1,85 @@
+"""Official weights in and out through the command line, and a run that starts from them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hero_model.official import to_official
+from hero_platform import config_io
+from hero_platform.infer.moments import load_model
+from hero_platform.train import resolve, snapshot
+from hero_platform.train.worker import build_module
+from jobs import convert
+
+REPO = Path(__file__).resolve().parents[2]
+SHARED = REPO.parent / "shared" / "golden"
+TINY = Path(os.environ.get("HERO_GOLDEN_DIR") or (SHARED if SHARED.is_dir() else REPO / "tests" / "golden")) / "tiny"
+
+
+@pytest.mark.parametrize("ending", [".pt", ".safetensors"])
+def test_there_and_back(ending: str, tmp_path: Path, capsys):
+    source = TINY / "weights_pretrain.safetensors"
+    out, back = str(tmp_path / "hero"), str(tmp_path / f"back{ending}")
+    command = ["checkpoint", str(source), "--out", out, "--config", str(TINY / "config_finetune.json")]
+    assert convert.main([*command, "--json", str(tmp_path / "a.json")]) == 0
+    facts = json.loads((tmp_path / "a.json").read_text())
+    assert facts["missing"] == facts["unexpected"] == facts["ignored"] == []
+    assert convert.main(["official", facts["folder"], "--out", back]) == 0
+    want = load_file(source)
+    got = torch.load(back, weights_only=True) if ending == ".pt" else load_file(back)
+    assert set(got) == set(want)
+    assert all(torch.equal(got[name], want[name].float()) for name in want)
+
+
+def test_what_the_official_saver_wrote_starts_a_run(tmp_path: Path):
+    out = str(tmp_path / "hero")
+    source, sizes = str(TINY / "ckpt" / "model_step_7.pt"), str(TINY / "config_finetune.json")
+    assert convert.main(["checkpoint", source, "--out", out, "--config", sizes, "--recipe", "finetune_tvr"]) == 0
+    folder = f"{out}/step_00000000"
+    module, config = load_model(folder)  # as jobs.evaluate --checkpoint does
+    official = torch.load(source, weights_only=True)
+    for name, value in to_official(module.state_dict()).items():
+        assert torch.equal(value, official[name].float()), name
+    assert resolve.weights_of(folder) == folder
+    module = build_module(config_io.from_json(json.dumps({**config_io.to_dict(config), "init_from": folder})))
+    assert torch.equal(module.hero.cross.text.words.weight, snapshot.load(folder).model["hero.cross.text.words.weight"])
+
+
+def test_roberta_gives_its_part_of_the_initial_weights(tmp_path: Path):
+    (tmp_path / "roberta").mkdir()
+    state = load_file(TINY / "roberta_init" / "roberta_ckpt.safetensors")
+    save_file(state, tmp_path / "roberta" / "model.safetensors")
+    command = ["roberta", str(tmp_path / "roberta"), "--out", str(tmp_path / "out"), "--frame-dim", "12"]
+    assert convert.main([*command, "--config", str(TINY / "roberta_init" / "config.json")]) == 0
+    got = to_official(snapshot.load(str(tmp_path / "out" / "step_00000000")).model)
+    for name, value in load_file(TINY / "roberta_init" / "after_load.safetensors").items():
+        assert torch.equal(got[name], value), name
+    assert not got["v_encoder.mask_embedding.weight"][0].any()
+    others = [name for name in got if not name.startswith("v_encoder.f_encoder.")]
+    assert set(others) <= {"v_encoder.mask_embedding.weight", "v_encoder.pad"}  # a run draws the rest itself
+
+
+def test_mistakes_are_one_line(tmp_path: Path, capsys):
+    class Evil:
+        def __reduce__(self):
+            return os.system, ("true",)
+
+    torch.save({"v_encoder": Evil()}, tmp_path / "evil.pt")
+    save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors")
+    for words, message in (
+        (["checkpoint", str(tmp_path / "evil.pt")], "no readable checkpoint"),
+        (["checkpoint", str(tmp_path / "none.pt")], "there is no checkpoint file"),
+        (["checkpoint", str(tmp_path / "x.safetensors")], "holds no HERO weights"),
+        (["roberta", str(tmp_path)], "no RoBERTa weights there"),
+        (["official", str(tmp_path)], "is missing"),
+        (["checkpoint", str(tmp_path / "x.safetensors"), "--recipe", "pretrain_tw"], "did you mean pretrain_tv?"),
+    ):
+        assert convert.main([*words, "--out", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
