@@ -105,7 +105,7 @@ def _label_problem(example: Annotation) -> str:
         if choices < 2:
             return f"a question needs at least two answers and has {choices}"
     if example.label is not None and not 0 <= example.label < choices:
-        return f"its label is {example.label}; with {choices} choices it must be 0 to {choices - 1}"
+        return f"label {example.label} is no choice: with {choices} it must be 0 to {choices - 1}"
     return ""
 
 

@@ -139,9 +139,9 @@ def test_labels_that_name_no_choice_are_rejected(copy):
     ]
     rejects = write_annotations(str(copy), examples, tokenizer, {"val-000000"}, "here")
     assert {reject.id: reject.reason for reject in rejects} == {
-        "third": "its label is 2; with 2 choices it must be 0 to 1",
+        "third": "label 2 is no choice: with 2 it must be 0 to 1",
         "single": "a question needs at least two answers and has 1",
-        "both": "its label is 2; with 2 choices it must be 0 to 1",
+        "both": "label 2 is no choice: with 2 it must be 0 to 1",
     }
     assert FeatureStore.open(str(copy)).annotations("questions", "val").labels.tolist() == [1, -1]
 
