@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _job(own: argparse.Namespace) -> int:
     from hero_model.official import config_from_official
     from hero_platform.sources.splits import read_json
-    from hero_platform.train.convert import export_official, import_official, import_roberta
+    from hero_platform.train.convert import export_official, import_official, import_roberta, with_sizes
     from jobs.recipes import recipe
 
     if own.dry_run:
@@ -63,7 +63,7 @@ def _job(own: argparse.Namespace) -> int:
 
         model = config_from_official(raw) if raw else config.model
         model = replace(model, frame_dim=own.frame_dim or model.frame_dim)
-        facts = import_roberta(own.source, own.out, replace(config, model=model, seed=own.seed or config.seed))
+        facts = import_roberta(own.source, own.out, replace(with_sizes(config, model), seed=own.seed or config.seed))
         print(f"vocabulary  padded by {facts['vocab_pad']} words: train with --model.vocab-pad {facts['vocab_pad']}")
     for name in ("missing", "unexpected", "ignored"):
         more = ", ..." if len(facts[name]) > _SHOWN else ""

@@ -122,6 +122,11 @@ def test_twenty_steps_learn_and_a_run_starts_from_another(short: list[str], hero
     weights = hero_home / "runs" / "pretrain_synthetic" / "checkpoints" / "step_00000020" / "model.safetensors"
     assert config["init_digest"] == sha256_file(weights)
 
+    shutil.rmtree(hero_home / "runs" / "pretrain_synthetic")  # a run that has begun does not need what it began from
+    tuning[tuning.index("20")] = "22"
+    assert train.main([*tuning, "--name", "tuned", "--init-from", "pretrain_synthetic"]) == 0
+    assert train.main([*tuning, "--name", "other", "--init-from", "pretrain_synthetic"]) == 2
+
 
 def test_a_name_is_one_run(short: list[str], hero_home: Path, tmp_path: Path, capsys):
     folder, file = hero_home / "runs" / "pretrain_synthetic", tmp_path / "result.json"

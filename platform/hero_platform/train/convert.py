@@ -58,7 +58,7 @@ def import_official(source: str, out: str, config: RunConfig, raw: Mapping[str, 
     sizes = {name: state[weight].shape[axis] for name, weight, axis in _SIZES if weight in state}
     model = official.fit_config(replace(model, vocab_pad=0, **sizes), state)
     config = replace(
-        config, model=model, text=replace(config.text, vocab_size=min(config.text.vocab_size, model.vocab_size))
+        with_sizes(config, model), text=replace(config.text, vocab_size=min(config.text.vocab_size, model.vocab_size))
     )
     with torch.device("meta"):
         expected = MultiTaskHero(model, unique_tasks(config)).state_dict()
@@ -68,6 +68,14 @@ def import_official(source: str, out: str, config: RunConfig, raw: Mapping[str, 
     folder = _write(out, {name: value.float() for name, value in ours.items()}, config)
     listed = {name: list(getattr(report, name)) for name in ("missing", "unexpected", "ignored")}
     return {"folder": folder, "tensors": len(ours), **listed}
+
+
+def with_sizes(config: RunConfig, model: HeroConfig) -> RunConfig:
+    """`config` for a model of other sizes: no task may want longer clips than it has positions for."""
+    most = model.temporal.max_positions
+    fitted = [replace(entry.task, max_frames=min(entry.task.max_frames, most)) for entry in config.mixture]
+    mixture = tuple(replace(entry, task=task) for entry, task in zip(config.mixture, fitted, strict=True))
+    return replace(config, model=model, mixture=mixture)
 
 
 def import_roberta(source: str, out: str, config: RunConfig) -> dict[str, Any]:

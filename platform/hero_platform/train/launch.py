@@ -63,6 +63,8 @@ def launch(config: RunConfig) -> RunResult:
         KeyboardInterrupt: a second Ctrl-C or SIGTERM came.
     """
     folder = home.run_dir(config.name)
+    if config.scale.gpus_per_worker > 0 and config.scale.num_workers == 0 and not torch.cuda.is_available():
+        raise ValueError(f"scale.gpus_per_worker is {config.scale.gpus_per_worker:g}, but this process sees no GPU")
     # A dead driver's lock goes with it, so a held one is a live driver: no need to wait as rank 0 does.
     with only_one(folder, role="driver", timeout_s=2.0), _stop_flag() as stop:
         if not check_same_run(config, folder):

@@ -212,6 +212,7 @@ def _cause_of(failures: Mapping[int, Exception]) -> str:
 def _worker_environment() -> dict[str, str]:
     """Variables a worker needs and Ray does not forward. No secrets: those come from the node's own environment."""
     forwarded = {name: os.environ[name] for name in ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL") if name in os.environ}
+    forwarded = {name: value for name, value in forwarded.items() if "@" not in value}  # user:password@host
     return {"HERO_HOME": home.root(), "RAY_CHDIR_TO_TRIAL_DIR": "0", **forwarded}
 
 

@@ -105,21 +105,27 @@ def resolve(config: RunConfig) -> RunConfig:
         config.model, frame_dim=next(iter(widths.values())), vocab_size=-(-text.vocab_size // 8) * 8
     )
     resolved = replace(config, name=config.name or config.recipe, stores=tuple(refs), model=model, text=text)
-    if resolved.init_from:
-        folder = weights_of(resolved.init_from)
-        resolved = replace(resolved, init_digest=files.sha256_file(files.join(folder, "model.safetensors")))
-    _check_buildable(resolved)
-    return resolved
-
-
-def _check_buildable(config: RunConfig) -> None:
-    """Raise ValueError for a mixture or weights that do not fit the model, before a run takes its name and folder."""
-    mixture_of(config)
+    mixture_of(resolved)
     with torch.device("meta"):
-        module = MultiTaskHero(config.model, unique_tasks(config))
-    if config.init_from:
-        folder = weights_of(config.init_from)
+        module = MultiTaskHero(resolved.model, unique_tasks(resolved))
+    if not resolved.init_from:
+        return resolved
+    digest = _start_left_behind(resolved)
+    if digest is None:
+        folder = weights_of(resolved.init_from)
         _shared(module, snapshot.shapes(folder), folder)
+        digest = files.sha256_file(files.join(folder, "model.safetensors"))
+    return replace(resolved, init_digest=digest)
+
+
+def _start_left_behind(config: RunConfig) -> str | None:
+    """Digest of the weights a run began from, once it has a checkpoint: then they may change, or be gone."""
+    folder = home.run_dir(config.name)
+    path = files.join(folder, "config.json")
+    if not files.exists(path) or not snapshot.checkpoints(files.join(folder, "checkpoints")):
+        return None
+    old = config_io.from_json(files.read_bytes(path).decode())
+    return old.init_digest if old.init_from == config.init_from else None
 
 
 def weights_of(name: str) -> str:
@@ -150,9 +156,6 @@ def check_same_run(config: RunConfig, folder: str) -> bool:
     if not files.exists(path):
         return False
     old = config_io.from_json(files.read_bytes(path).decode())
-    if old.init_from == config.init_from and snapshot.checkpoints(files.join(folder, "checkpoints")):
-        # The run has left its start behind: a better checkpoint of the run it began from changes nothing any more.
-        config = replace(config, init_digest=old.init_digest)
     if changed := differences(identity(old), identity(config)):
         raise ValueError(
             f"run {config.name!r} already exists with other settings: {'; '.join(changed)}. "

@@ -49,13 +49,16 @@ class Surroundings:
     should_stop: Callable[[], bool] = lambda: False
 
 
-def build_module(config: RunConfig) -> MultiTaskHero:
-    """The model of a run with its initial weights, on the CPU: a function of the config alone."""
+def build_module(config: RunConfig, *, initial: bool = True) -> MultiTaskHero:
+    """The model of a run with its initial weights, on the CPU: a function of the config alone.
+
+    Without `initial` the weights of `init_from` are left out: a checkpoint replaces them, and they may be gone by now.
+    """
     torch.manual_seed(determinism.seed_for("init", config.seed))
     module = MultiTaskHero(
         config.model, unique_tasks(config), checkpoint_activations=config.scale.activation_checkpointing
     )
-    if config.init_from:
+    if config.init_from and initial:
         logger.info("%s", load_weights(module, config))
     return module.to(DTYPES[config.precision])
 
@@ -85,12 +88,13 @@ def train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
     threads = determinism.threads_for(config.scale.threads_per_worker, around.workers_on_node)
     determinism.setup(threads=threads, deterministic=config.scale.deterministic)
     stores = open_stores(config)
-    module = build_module(config).to(around.device)
+    root = files.join(around.folder, "checkpoints")
+    found = snapshot.latest(root)
+    module = build_module(config, initial=found is None).to(around.device)
     if config.scale.compile:
         compile_blocks(module)
     optimizer = build_optimizer(module, config)
-    root = files.join(around.folder, "checkpoints")
-    start, split = restore(module, optimizer, root)
+    start, split = restore(module, optimizer, found)
     here = {"world": around.comm.world, "threads": threads}
     writer = None
     if around.comm.rank == 0:
@@ -119,13 +123,14 @@ def train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
     return {"step": step, "stopped": step < config.steps, "resumed_from": start}
 
 
-def restore(module: MultiTaskHero, optimizer: torch.optim.Optimizer, root: str) -> tuple[int, dict[str, int] | None]:
-    """Load the newest valid checkpoint, if any.
+def restore(
+    module: MultiTaskHero, optimizer: torch.optim.Optimizer, found: snapshot.Snapshot | None
+) -> tuple[int, dict[str, int] | None]:
+    """Go on from a checkpoint, if there is one.
 
     Returns:
         How many updates it has behind it, and how many ranks and threads made it (None without one).
     """
-    found = snapshot.latest(root)
     if found is None:
         return 0, None
     module.load_state_dict(found.model)
