@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from hero_model.metrics.base import bootstrap_interval
 from hero_model.tasks import Captioning
 from hero_model.text import Tokenizer
-from hero_platform.infer.caption_score import CaptionScores, score_captions
-from hero_platform.infer.evaluation import Model, Settings, Submission, json_lines, mean_lines
+from hero_platform.infer.caption_score import CaptionScores, mean_intervals, score_captions
+from hero_platform.infer.evaluation import Model, Settings, Submission, json_lines
 from hero_platform.report.plots import CaptionCase, captions_figure
+from hero_platform.report.table import mean_lines
 from hero_platform.store.reader import FeatureStore
 from hero_platform.store.table import AnnotationTable
 from hero_platform.store.tokens import TokenizerSpec
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLOCK = 32  # videos encoded at once
-MEANS = ("rouge_l", "cider_d")  # metrics of a split that are means over its clips: BLEU and METEOR pool counts
 NUM_SHOWN = 6  # clips in the picture
 
 
@@ -81,12 +80,10 @@ class CaptionEvaluation:
         if self.scores is None:
             return {**facts, "metrics": {}, "intervals": {}, "note": "the split hides its captions"}
         row_of = dict(zip(clips.ids, clips.table.video_rows[clips.rows].tolist(), strict=True))
-        videos = np.array([row_of[clip] for clip in self.scores.clip_ids])
-        means = {name: np.array(self.scores.clips[name]) for name in MEANS}
         return {
             **facts,
             "metrics": self.scores.values,
-            "intervals": {name: list(bootstrap_interval(own, videos)) for name, own in means.items()},
+            "intervals": mean_intervals(self.scores, [row_of[clip] for clip in self.scores.clip_ids]),
             "note": self.scores.note,
         }
 

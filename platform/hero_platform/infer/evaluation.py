@@ -7,7 +7,7 @@ scorer needs; the benchmark's official form as `submission.json` or `submission.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -199,13 +199,3 @@ def write_evaluation(folder: str, evaluation: Evaluation) -> list[str]:
 def json_lines(entries: Iterator[Mapping[str, Any]]) -> str:
     """One JSON object a line."""
     return "".join(json.dumps(entry) + "\n" for entry in entries)
-
-
-def mean_lines(metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> list[str]:
-    """Means for a terminal, one a line: `accuracy 71.20 (69.0-73.3)`, groups below."""
-    width = max(map(len, metrics), default=0)
-    lines = []
-    for name, value in metrics.items():
-        low_high = f" ({intervals[name][0]:.1f}-{intervals[name][1]:.1f})" if name in intervals else ""
-        lines.append(f"{name.ljust(width)}  {value:.2f}{low_high}")
-    return lines

@@ -6,29 +6,27 @@ Legend: Q questions, N answers of all questions, A most answers of a question, P
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hero_model.metrics.answers import answer_metric
 from hero_model.metrics.means import MeanMetric
-from hero_model.metrics.retrieval import temporal_iou
 from hero_model.packed.pack import cut
 from hero_model.tasks import VideoQa
 from hero_model.tasks.base import At
-from hero_platform.infer.evaluation import Model, Split, Submission, mean_lines
+from hero_platform.corpora.asking import OTHER, asking_word
+from hero_platform.infer.evaluation import Model, Split, Submission
 from hero_platform.report.plots import Grid, grid_figure
+from hero_platform.report.table import mean_lines
 from hero_platform.train.evaluate import EVALUATION_STEP
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLOCK = 16  # questions read at once, each with all its answers
-OVERLAP = 0.5  # least IoU at which a found moment counts, as in TVQA+'s evaluation
-OTHER = "other"
-_ASKING = re.compile(r"\b(who|whose|whom|what|which|where|when|why|how)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class QuestionEvaluation:
             return {}
         scores, right = self.scores_QA[known], labels[known]
         places = (scores > np.take_along_axis(scores, right[:, None], axis=1)).sum(axis=1)
-        kinds = np.array(question_words(self.split))[known]
+        kinds = np.array([asking_word(text) for text in self.split.texts])[known]
         rows = sorted(set(kinds.tolist()), key=lambda kind: (kind == OTHER, -(kinds == kind).sum(), kind))
         counts = np.array([np.bincount(places[kinds == kind], minlength=scores.shape[1]) for kind in rows])
         columns = [str(place + 1) for place in range(scores.shape[1])]
@@ -131,7 +129,15 @@ def answer_questions(split: Split, model: Model, task: VideoQa, *, block: int = 
             logits = np.split(said.spans_P2.double().cpu().numpy(), clips.frame_offsets[1:-1])
             first_last = np.array([best_span(own) for own in logits])
             spans_Q2[places] = (first_last + np.array([0, 1])) * clips.interval_s[:, None]
-    return QuestionEvaluation(split, scores_QA, spans_Q2, _metric(split, scores_QA, spans_Q2))
+    metric = answer_metric(
+        scores_QA.argmax(axis=1),
+        split.table.labels[split.rows],
+        split.videos_N,
+        [asking_word(question) for question in split.texts],
+        found_N2=spans_Q2,
+        true_N2=split.table.spans_s[split.rows],
+    )
+    return QuestionEvaluation(split, scores_QA, spans_Q2, metric)
 
 
 def best_span(logits_P2: np.ndarray) -> tuple[int, int]:
@@ -145,27 +151,7 @@ def best_span(logits_P2: np.ndarray) -> tuple[int, int]:
     return first, last
 
 
-def question_words(split: Split) -> list[str]:
-    """The word each question asks with, lower-case: who, what, where, ... or "other"."""
-    found = [_ASKING.search(text) for text in split.texts]
-    return [match.group().lower() if match else OTHER for match in found]
-
-
 def _log_shares(logits: np.ndarray) -> np.ndarray:
     shifted = logits - logits.max()
     shares: np.ndarray = shifted - np.log(np.exp(shifted).sum())
     return shares
-
-
-def _metric(split: Split, scores_QA: np.ndarray, spans_Q2: np.ndarray) -> MeanMetric:
-    """Accuracy; mean overlap of the found moment, share of overlaps that count, and both right at once (ASA)."""
-    labels = split.table.labels[split.rows]
-    right = np.where(labels >= 0, scores_QA.argmax(axis=1) == labels, np.nan)
-    overlap = temporal_iou(spans_Q2, split.table.spans_s[split.rows]).astype(np.float64)
-    known = ~np.isnan(spans_Q2).any(axis=1) & ~np.isnan(split.table.spans_s[split.rows]).any(axis=1)
-    overlap = np.where(known, overlap, np.nan)
-    found = np.where(known, overlap >= OVERLAP, np.nan)
-    metric = MeanMetric()
-    values = {"accuracy": right, "span_iou": overlap, "span_r1_iou05": found, "answer_and_span": right * found}
-    metric.update(values, split.videos_N, question_words(split))
-    return metric

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hero_model.metrics.answers import answer_metric
 from hero_model.metrics.means import MeanMetric
 from hero_model.tasks import Entailment
 from hero_model.tasks.base import At
-from hero_platform.infer.evaluation import Model, Split, Submission, mean_lines
+from hero_platform.infer.evaluation import Model, Split, Submission
 from hero_platform.report.plots import Grid, grid_figure
+from hero_platform.report.table import mean_lines
 from hero_platform.train.evaluate import EVALUATION_STEP
 
 if TYPE_CHECKING:
@@ -95,8 +97,6 @@ def judge_statements(split: Split, model: Model, task: Entailment, *, block: int
         batch = task.prepare(examples, at, text, training=False)
         with model.running():
             scores_N[places] = task.judge(model.module.hero, head, batch.to(model.device)).double().cpu().numpy()
-    labels = split.table.labels[split.rows]
-    metric = MeanMetric()
-    right = np.where(labels >= 0, (scores_N > 0) == labels, np.nan)
-    metric.update({"accuracy": right}, split.videos_N, split.tags)
+    chosen_N = (scores_N > 0).astype(np.int64)
+    metric = answer_metric(chosen_N, split.table.labels[split.rows], split.videos_N, split.tags)
     return StatementEvaluation(split, scores_N, metric)
