@@ -1,4 +1,4 @@
-"""Build a feature store, add annotations to one, or look into one: python -m jobs.build_store {lmdb,npz,conquer,...}."""
+"""Build a feature store, add annotations to one, or look into one: python -m jobs.build_store {lmdb,npz,...}."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import Parser, add_common
+from jobs.cli import add_common
 
 if TYPE_CHECKING:
     from hero_model.config import TextIds
