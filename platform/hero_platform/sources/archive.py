@@ -28,7 +28,7 @@ _CHUNK = 4 << 20
 # What zipfile, tarfile and their decompressors raise on damaged or crafted input, besides ValueError.
 _DAMAGED = (
     *(zipfile.BadZipFile, zipfile.LargeZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError),
-    *(RuntimeError, NotImplementedError, MemoryError, OverflowError, KeyError, IndexError),
+    *(RuntimeError, MemoryError, OverflowError, KeyError, IndexError),
 )
 
 

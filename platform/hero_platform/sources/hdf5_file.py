@@ -16,7 +16,14 @@ from hero_platform.sources.decode import MAX_ARRAY_BYTES
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _DEFLATE, _SHUFFLE, _FLETCHER32, _LZF = 1, 2, 3, 32000  # filters that HDF5 and h5py bring along
-_PACKINGS: tuple[list[int], ...] = ([], [_SHUFFLE], [_DEFLATE], [_SHUFFLE, _DEFLATE], [_LZF], [_SHUFFLE, _LZF])  # besides checksums
+_PACKINGS: tuple[list[int], ...] = (
+    [],
+    [_SHUFFLE],
+    [_DEFLATE],
+    [_SHUFFLE, _DEFLATE],
+    [_LZF],
+    [_SHUFFLE, _LZF],
+)  # besides checksums
 
 
 class Entry(NamedTuple):
