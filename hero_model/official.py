@@ -7,6 +7,7 @@ key and value projections of a layer as one matrix, and we neither store the tie
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,7 +126,9 @@ def read_state(path: str | Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # notes on pickle protocols; what cannot be read raises
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file provokes
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{path} is no readable checkpoint of tensors and plain values: {reason}") from error
