@@ -20,7 +20,7 @@ _EXAMPLES = f"""examples:
   {PROGRAM} npz --features features --subtitles subs.jsonl --tokenizer roberta --corpus mine
   {PROGRAM} conquer tvr_feature_release.tar.gz --subtitles subs.jsonl --tokenizer roberta --corpus tv
   {PROGRAM} synthetic --videos 1000 --seed 0
-  {PROGRAM} annotations --corpus tvr --split val tvr_val_release.jsonl --store outputs/stores/tvr/x --tokenizer roberta
+  {PROGRAM} annotations --corpus tvr --split val tvr_val_release.jsonl --store outputs/stores/tvr/x
   {PROGRAM} annotations --corpus tv --splits txt_db/pretrain_splits/tv_train.json txt_db/pretrain_splits/tv_val.json
   {PROGRAM} inspect outputs/stores/synthetic/synthetic"""
 
@@ -175,9 +175,7 @@ def _parser() -> Parser:
     annotations.add_argument("--corpus", required=True, help="whose file it is: tvr, how2r, didemo, msrvtt, tvqa, ...")
     annotations.add_argument("--split", help="the split that FILE holds")
     annotations.add_argument("--store", metavar="PATH", help="the store (default: the corpus' one under HERO_HOME)")
-    annotations.add_argument(
-        "--tokenizer", metavar="PATH", help="the store's vocabulary: RoBERTa's folder, or words.txt"
-    )
+    annotations.add_argument("--tokenizer", metavar="PATH", help="the vocabulary, for a store that carries none")
     annotations.add_argument("--splits", nargs="+", default=[], metavar="[SPLIT=]FILE", help="JSON lists of video ids")
     add_common(annotations, name="unused here")
 
