@@ -7,6 +7,7 @@ python -m jobs.evaluate --checkpoint PATH/step_00005000 --corpus tvr --split val
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,11 @@ def parser() -> argparse.ArgumentParser:
     )
     built.add_argument("--official-truncation", action="store_true", help="suppress among the first 100, not 200")
     built.add_argument("--official-unravelling", action="store_true", help="decode moments with the official defect")
+    built.add_argument("--workers", type=int, default=0, metavar="N", help="search on N Ray workers (0: this process)")
+    built.add_argument(
+        "--threads", type=int, default=1, metavar="N",
+        help="threads of each process of a search; with as many, answers are the same to the last bit for any --workers",
+    )  # fmt: skip
     add_common(built, name="folder of the results (default: CORPUS-SPLIT-STEP inside the run's evaluations)")
     return built
 
@@ -45,13 +51,24 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, search, score; returns the exit code."""
     own = parser().parse_args(argv)
-    return run_job(PROGRAM, lambda: _job(own))
+    return run_job(PROGRAM, lambda: _search(own))
+
+
+def _search(own: argparse.Namespace) -> int:
+    from hero_platform.infer.on_ray import SearchFailed
+
+    try:
+        return _job(own)
+    except SearchFailed as failure:
+        print(f"{PROGRAM}: {failure}", file=sys.stderr)
+        return 1
 
 
 def _job(own: argparse.Namespace) -> int:
     from hero_platform import files, home
     from hero_platform.corpora import CORPORA
     from hero_platform.infer.moments import Corpus, evaluate_moments, load_model, write_evaluation
+    from hero_platform.infer.on_ray import Workers
     from hero_platform.infer.retrieve import Decoding
     from hero_platform.report.table import result_lines
     from hero_platform.store.reader import FeatureStore
@@ -66,6 +83,8 @@ def _job(own: argparse.Namespace) -> int:
     )
     if own.nms is not None and not 0 <= own.nms <= 1:
         raise ValueError(f"--nms is an overlap between 0 and 1, not {own.nms}")
+    if own.workers < 0 or own.threads < 1:
+        raise ValueError(f"--workers {own.workers} --threads {own.threads}: give at least 0 workers and 1 thread")
     step = files.name_of(checkpoint)
     parent = home.run_dir(own.run) if own.run else home.root()
     folder = files.join(parent, "evaluations", own.name or f"{own.corpus}-{own.split}-{step}")
@@ -85,6 +104,8 @@ def _job(own: argparse.Namespace) -> int:
         suppress_above=own.nms,
         official_truncation=own.official_truncation,
         official_unravelling=own.official_unravelling,
+        workers=Workers(own.workers, checkpoint, own.threads) if own.workers else None,
+        num_threads=own.threads,
         show=True,
     )
     results = {**facts, **evaluation.results()}

@@ -6,6 +6,7 @@ needs; `submission.json`, the official form, where a query without an integer id
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,8 +22,10 @@ from hero_model.tasks.alignment import Alignment
 from hero_platform import files
 from hero_platform.config import RunConfig
 from hero_platform.infer.embed import Embedder
-from hero_platform.infer.retrieve import Decoding, retrieve, retrieve_videos
+from hero_platform.infer.on_ray import Workers, on_ray
+from hero_platform.infer.retrieve import Decoding
 from hero_platform.infer.retrieve import official_unravelling as unravel_officially
+from hero_platform.infer.search import Here, Part, Request, Team, find_moments, find_videos, threads
 from hero_platform.store.reader import FeatureStore
 from hero_platform.store.table import AnnotationTable
 from hero_platform.train import snapshot
@@ -140,6 +143,8 @@ def evaluate_moments(
     official_truncation: bool = False,
     official_unravelling: bool = False,
     device: torch.device | None = None,
+    workers: Workers | None = None,
+    num_threads: int = 1,
     show: bool = False,
 ) -> MomentEvaluation:
     """Search every query's moment, or its video where the run learnt to find videos, in the whole split.
@@ -153,6 +158,8 @@ def evaluate_moments(
         official_truncation: suppress among the first 100 answers, as officially, not among all that were kept.
         official_unravelling: decode moments in the corpus with the official defect (`retrieve.official_unravelling`).
         device: where to run; None: a GPU if there is one.
+        workers: Ray workers that search instead of this process, with the same model from its checkpoint.
+        num_threads: threads of this process, if it searches; answers are bit-equal to those of workers with as many.
         show: progress bars.
 
     Raises:
@@ -164,21 +171,26 @@ def evaluate_moments(
             f"{store.root} has features of width {store.frame_dim} and {store.text_ids.vocab_size} words; "
             f"run {config.name} was trained with width {config.model.frame_dim} and {config.text.vocab_size} words"
         )
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    task, half = search_task(config), config.precision == "bf16"
-    embedder = Embedder(module.to(device), task, config.text, device, half=half, show=show)
-    videos = embedder.videos(store, corpus.rows)
-    query_QD = embedder.queries(corpus.table.notes, corpus.queries)
-    own_Q = corpus.own_video_Q
+    task = search_task(config)
+    request = Request(corpus.rows, corpus.queries, corpus.own_video_Q, how)
     places_Q = None
-    if isinstance(task, VideoRetrieval):
-        found = retrieve_videos(embedder.head, videos, query_QD, own_Q, num_videos=how.num_videos, show=show)
-        rankings, places_Q = {"vr": found.vr}, found.places_Q
-    else:
-        answers = retrieve(embedder.head, videos, query_QD, own_Q, how, show=show)
-        if official_unravelling:
-            answers = replace(answers, vcmr=unravel_officially(answers, videos, task.max_frames))
-        rankings = {"vcmr": answers.vcmr, "svmr": answers.svmr, "vr": answers.vr}
+    with contextlib.ExitStack() as stack:
+        team: Team
+        if workers is not None:
+            team = stack.enter_context(on_ray(workers, store, corpus.table, task, request, show=show))
+        else:
+            stack.enter_context(threads(num_threads))
+            device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            embedder = Embedder(module.to(device), task, config.text, device, half=config.precision == "bf16")
+            team = Here(Part(embedder, store, corpus.table.notes, request), request, show=show)
+        if isinstance(task, VideoRetrieval):
+            found = find_videos(team)
+            rankings, places_Q, timing = {"vr": found.vr}, found.places_Q, found.timing
+        else:
+            answers = find_moments(team, request)
+            if official_unravelling:
+                answers = replace(answers, vcmr=unravel_officially(answers, task.max_frames))
+            rankings, timing = {"vcmr": answers.vcmr, "svmr": answers.svmr, "vr": answers.vr}, answers.timing
     if official_truncation:
         rankings = {name: ranked.top(MAX_ANSWERS) for name, ranked in rankings.items()}
     if suppress_above is not None:
@@ -188,7 +200,7 @@ def evaluate_moments(
     if known_Q.any():  # a hidden split has predictions and no metrics
         known = {name: ranked.rows_at(known_Q) for name, ranked in rankings.items()}
         metric.update(corpus.truth, **known, places_Q=None if places_Q is None else places_Q[known_Q])
-    return MomentEvaluation(corpus, rankings, metric, np.diff(videos.offsets))
+    return MomentEvaluation(corpus, rankings, metric, timing.num_frames)
 
 
 def write_evaluation(folder: str, evaluation: MomentEvaluation) -> list[str]:
