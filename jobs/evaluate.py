@@ -9,6 +9,7 @@ python -m jobs.evaluate --checkpoint PATH/step_00005000 --corpus tvr --split val
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,11 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--video-numbers", metavar="FILE", help="the benchmark's numbers of videos (TVR: tvr_video2dur_idx.json)"
     )
+    search.add_argument("--workers", type=int, default=0, metavar="N", help="search on N Ray workers (0: this process)")
+    search.add_argument(
+        "--threads", type=int, default=1, metavar="N",
+        help="threads of each process of a search; with as many, answers are bit-equal for any --workers",
+    )  # fmt: skip
     writing = built.add_argument_group("captioning")
     writing.add_argument("--beams", type=int, default=1, metavar="N", help="width of the search (1: greedy, official)")
     writing.add_argument("--max-tokens", type=int, default=30, metavar="N", help="of a caption, its end included (30)")
@@ -57,7 +63,17 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, search, score; returns the exit code."""
     own = parser().parse_args(argv)
-    return run_job(PROGRAM, lambda: _job(own))
+    return run_job(PROGRAM, lambda: _evaluate(own))
+
+
+def _evaluate(own: argparse.Namespace) -> int:
+    from hero_platform.infer.on_ray import SearchFailed
+
+    try:
+        return _job(own)
+    except SearchFailed as failure:
+        print(f"{PROGRAM}: {failure}", file=sys.stderr)
+        return 1
 
 
 def _job(own: argparse.Namespace) -> int:
@@ -66,11 +82,14 @@ def _job(own: argparse.Namespace) -> int:
     from hero_platform.infer.evaluators import EVALUATORS, evaluated_task
     from hero_platform.store.reader import FeatureStore
 
-    checkpoint, settings = _checkpoint(own), _settings(own)
+    checkpoint = _checkpoint(own)
+    settings = _settings(own, checkpoint)
     store = FeatureStore.open(_store(own))
     module, config = load_model(checkpoint)
     task = evaluated_task(config, own.corpus, own.task)
     evaluator = EVALUATORS[task.kind]
+    if settings.workers is not None and not evaluator.on_workers:
+        raise ValueError(f"--workers is for retrieval; {task.kind} is evaluated in this process")
     asked = evaluator.open(store, own.split)
     step = files.name_of(checkpoint)
     parent = home.run_dir(own.run) if own.run else home.root()
@@ -94,18 +113,21 @@ def _job(own: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(own: argparse.Namespace) -> Settings:
+def _settings(own: argparse.Namespace, checkpoint: str) -> Settings:
     """How to answer."""
     from hero_model.nn.generate import Search
     from hero_platform.corpora import CORPORA
     from hero_platform.corpora.tvr import read_video_numbers
     from hero_platform.infer.evaluation import Settings
+    from hero_platform.infer.on_ray import Workers
     from hero_platform.infer.retrieve import Decoding
     from hero_platform.store.tokens import TokenizerSpec
 
     published = CORPORA.get(own.corpus, Decoding())
     if own.nms is not None and not 0 <= own.nms <= 1:
         raise ValueError(f"--nms is an overlap between 0 and 1, not {own.nms}")
+    if own.workers < 0 or own.threads < 1:
+        raise ValueError(f"--workers {own.workers} --threads {own.threads}: give at least 0 workers and 1 thread")
     return Settings(
         decoding=Decoding(
             num_videos=own.videos,
@@ -116,6 +138,8 @@ def _settings(own: argparse.Namespace) -> Settings:
         official_truncation=own.official_truncation,
         official_unravelling=own.official_unravelling,
         video_numbers=read_video_numbers(own.video_numbers, own.split) if own.video_numbers else None,
+        workers=Workers(own.workers, checkpoint, own.threads) if own.workers else None,
+        num_threads=own.threads,
         writing=Search(num_beams=own.beams, max_tokens=own.max_tokens),
         tokenizer=TokenizerSpec.read(own.tokenizer) if own.tokenizer else None,
     )

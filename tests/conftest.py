@@ -78,22 +78,36 @@ def tracking_database(hero_home: Path, _empty_tracking_database: Path) -> Path:
     return Path(shutil.copy(_empty_tracking_database, hero_home / "mlflow.db"))
 
 
-@pytest.fixture(scope="session")
-def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Path of a store of the synthetic corpus, built without Ray: 24 train, 8 val and 8 test videos. Read only."""
+def _build(out: Path, *, shard_bytes: int, **settings: Any) -> str:
+    """A store of the synthetic corpus, built without Ray."""
     from hero_platform.sources.synthetic import SyntheticSource
     from hero_platform.store import build, plan
     from hero_platform.store.rows import RowRules
     from hero_platform.store.tokens import TokenizerSpec
 
-    source = SyntheticSource(num_train=24, num_val=8, num_test=8, frame_dim=16)
-    out = str(tmp_path_factory.mktemp("store") / "synthetic")
-    settings = build.BuildSettings("synthetic", "tiny", TokenizerSpec.of_words(source.words()), False, 20_000)
+    source = SyntheticSource(frame_dim=16, **settings)
+    path = str(out / "synthetic")
+    tokenizer = TokenizerSpec.of_words(source.words())
+    build_settings = build.BuildSettings("synthetic", "tiny", tokenizer, False, shard_bytes)
     videos, _ = plan.order_videos(source.plan()[0], "test")
-    shards = plan.cut_shards(videos, source.frame_dim, settings.dtype, settings.shard_bytes)
-    rules = RowRules(source.frame_dim, settings.dtype, settings.tokenizer)
+    shards = plan.cut_shards(videos, source.frame_dim, build_settings.dtype, build_settings.shard_bytes)
+    rules = RowRules(source.frame_dim, build_settings.dtype, tokenizer)
     names = [plan.shard_name(number) for number in range(len(shards))]
-    infos = [build.build_shard(source, out, name, ids, rules, "test") for name, ids in zip(names, shards, strict=True)]
+    infos = [build.build_shard(source, path, name, ids, rules, "test") for name, ids in zip(names, shards, strict=True)]
     cut = plan.Plan({"source": source.provenance()}, plan.digest_videos(videos), source.frame_dim, shards, ())
-    build._publish(source, out, cut, infos, settings, "test", 1.0)
-    return out
+    build._publish(source, path, cut, infos, build_settings, "test", 1.0)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a store of the synthetic corpus, built without Ray: 24 train, 8 val and 8 test videos. Read only."""
+    return _build(tmp_path_factory.mktemp("store"), shard_bytes=20_000, num_train=24, num_val=8, num_test=8)
+
+
+@pytest.fixture(scope="session")
+def wide_store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a store of many short videos: 1,024 train (300 annotated) and 140 val. Read only."""
+    short = {"num_scenes": (2, 4), "scene_frames": (2, 4)}
+    sizes = {"num_train": 1024, "num_val": 140, "num_test": 0, "annotated_train": 300}
+    return _build(tmp_path_factory.mktemp("wide"), shard_bytes=200_000, **sizes, **short)

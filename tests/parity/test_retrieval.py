@@ -18,8 +18,9 @@ from hero_model.metrics.retrieval import Ranked, RetrievalMetric, Truth
 from hero_model.packed.batch import Notes, VideoRows
 from hero_model.packed.pack import offsets_of
 from hero_model.tasks import MomentRetrieval, VideoRetrieval
-from hero_platform.infer.embed import Embedder, VideoStates
-from hero_platform.infer.retrieve import Decoding, retrieve, retrieve_videos
+from hero_platform.infer.embed import Embedder
+from hero_platform.infer.retrieve import Answers, Blocks, Decoding, VideoAnswers
+from hero_platform.infer.search import Here, Part, Request, find_moments, find_videos
 
 SOLO = [case for case in golden.cases() if case.kind == "solo/vcmr_infer"]
 RUNS = [
@@ -60,12 +61,20 @@ def moments(folder: Path, context: int = 0) -> MomentRetrieval:
     return MomentRetrieval(max_frames=limit, context=context)
 
 
-def embed(
-    folder: Path, corpus: Corpus, task: MomentRetrieval | VideoRetrieval, *, block: int
-) -> tuple[Embedder, VideoStates, torch.Tensor]:
+def search(
+    folder: Path,
+    corpus: Corpus,
+    task: MomentRetrieval | VideoRetrieval,
+    own: np.ndarray,
+    how: Decoding,
+    blocks: Blocks | None = None,
+) -> tuple[Part, Answers | VideoAnswers]:
+    """Answers of this process, and what it holds afterwards."""
     embedder = Embedder(packed.load(folder).eval(), task, packed.text_ids(folder), torch.device("cpu"))
-    videos = embedder.videos(corpus, np.arange(len(corpus.ids)), block=block)
-    return embedder, videos, embedder.queries(corpus.notes, np.arange(len(corpus.words)), block=block)
+    request = Request(np.arange(len(corpus.ids)), np.arange(len(corpus.words)), own, how, blocks or Blocks())
+    part = Part(embedder, corpus, corpus.notes, request)
+    team = Here(part, request)
+    return part, find_videos(team) if isinstance(task, VideoRetrieval) else find_moments(team, request)
 
 
 def of_databases(folder: Path, kind: str, names: Sequence[str]) -> tuple[Corpus, list[str], dict[str, str]]:
@@ -102,15 +111,15 @@ def test_solo_search(case: Case, block: int, errors):
     where = replace(case, batch=case.batch / "batch")
     ids = [video["vid"] for video in raw["videos"]]
     corpus = Corpus(examples.of_raw(where), ids, [query["model_input_ids"][1:] for query in raw["queries"]])
-    embedder, videos, query_QD = embed(case.set, corpus, moments(case.set, raw["settings"]["sub_ctx_len"]), block=block)
     want = golden.read_tensors(case.out)
     scores = want["q2video_scores_all"].numpy()
     spans = [tuple(want[f"{v}/{end}_logits"][:, 0].numpy() for end in ("st", "ed")) for v in ids]
     how = Decoding(num_videos=4, longest=6, num_spans=30)
     own = np.array([ids.index(query["vid"]) for query in raw["queries"]])
-    got = retrieve(embedder.head, videos, query_QD, own, how, video_block=block, query_block=block)
+    task = moments(case.set, raw["settings"]["sub_ctx_len"])
+    part, got = search(case.set, corpus, task, own, how, Blocks(block, block))
 
-    states = torch.from_numpy(np.array(videos.states_FD))
+    states, _ = part.states.read(0, len(ids), torch.device("cpu"))
     error = compare.relative(states, torch.cat([want[f"{name}/frame_embeddings"][0] for name in ids]))
     assert error <= compare.OUTPUT
     errors.note("packed", case.kind, case.id, error)
@@ -140,7 +149,6 @@ def test_official_validation(path: Path, run: int):
     names = whole["sorted_video_ids"]
     corpus, queries, video_of = of_databases(folder, "vcmr", names)
     corpus = replace(corpus, interval_s=options["vfeat_interval"])
-    embedder, videos, query_QD = embed(folder, corpus, moments(folder), block=2)
     own = np.array([names.index(video_of[query]) for query in queries])
     how = Decoding(
         alpha=options["q2c_alpha"],
@@ -149,10 +157,10 @@ def test_official_validation(path: Path, run: int):
         shortest=options["min_pred_l"],
         longest=options["max_pred_l"],
     )
-    got = retrieve(embedder.head, videos, query_QD, own, how)
+    _, got = search(folder, corpus, moments(folder), own, how)
     submission = want["returned_submission"]
     names_of = {number: names.index(name) for name, number in submission["video2idx"].items()}
-    lengths = np.diff(videos.offsets).tolist()
+    lengths = got.timing.num_frames.tolist()
     safe = longest_of_its_batch(lengths, want["opts"]["vcmr_eval_video_batch_size"])
     # Officially cells are decoded as if some video had max_clip_len frames (hero.md 4.2): wrong where none has.
     decoded = {"VCMR": got.vcmr, "SVMR": got.svmr} if max(lengths) == options["max_clip_len"] else {"SVMR": got.svmr}
@@ -185,8 +193,8 @@ def test_official_video_retrieval(path: Path):
     context = golden.read_json(folder / "spec.json")["spec"]["ctx"]["msrvtt"]
     own = np.array([names.index(video_of[query]) for query in queries])
     limit = golden.read_json(folder / "spec.json")["spec"]["max_clip_len"]
-    embedder, videos, query_QD = embed(folder, corpus, VideoRetrieval(max_frames=limit, context=context), block=3)
-    got = retrieve_videos(embedder.head, videos, query_QD, own, num_videos=want["model_opts"]["max_vr_video"])
+    how = Decoding(num_videos=want["model_opts"]["max_vr_video"])
+    _, got = search(folder, corpus, VideoRetrieval(max_frames=limit, context=context), own, how)
     numbers = [submission["video2idx"][name] for name in names]
     for query, expected in enumerate(submission["VR"]):
         assert [numbers[video] for video in got.vr.videos_QN[query]] == [row[0] for row in expected["predictions"]]
@@ -198,9 +206,9 @@ def test_official_video_retrieval(path: Path):
 
 
 def test_search_of_nothing_but_videos_too_short_to_hold_a_moment():
-    videos = VideoStates(("a",), np.ones(1), np.array([0, 2]), np.ones((2, 64), np.float32))
     folder = golden.sets()[0]
-    head = packed.load(folder).eval().heads["query"]
-    got = retrieve(head, videos, torch.ones(1, 64), np.array([0]), Decoding())
+    frames = next(iter(golden.read_tensors(folder / "video_features.safetensors").values()))[:2]
+    short = Video(frames=frames, segments=[Segment([5, 6], [0, 1], None, [5, 6])])
+    _, got = search(folder, Corpus([short], ["a"], [[5, 6]]), moments(folder), np.array([0]), Decoding())
     assert got.vcmr.rows(0) == got.svmr.rows(0) == []
     assert isinstance(got.vr, Ranked) and got.vr.videos_QN.tolist() == [[0]]

@@ -1,7 +1,12 @@
-"""A corpus through the model, block by block: temporal states of every frame, one vector per query.
+"""A corpus through the model, unit by unit: temporal states of every frame, one vector per query.
 
-Videos are packed, so how they fall into blocks changes nothing beyond rounding. States go to an unnamed temporary file
-and come back as a memory map: memory holds one block, whatever the size of the corpus.
+A *unit* is what one call of the model computes: `UNIT_VIDEOS` videos that follow each other in the corpus, or
+`UNIT_QUERIES` queries that follow each other in the split. Units are fixed by the corpus alone. A process works on
+whole units and never on parts of one, so the same numbers come out, to the last bit, however many processes share the
+corpus and however many units each holds at once. That is promised for processes of equal thread counts on machines of
+one type; other kernels or another number of threads change results by rounding.
+
+States go to an unnamed temporary file and come back in pieces: memory holds one unit, whatever the size of the corpus.
 
 Legend: B videos, F frames of all videos, Q queries, D hidden width.
 """
@@ -9,15 +14,14 @@ Legend: B videos, F frames of all videos, Q queries, D hidden width.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from hero_model.config import TextIds
 from hero_model.multitask import MultiTaskHero
@@ -27,12 +31,26 @@ from hero_model.tasks.alignment import Queries
 from hero_model.tasks.moment_retrieval import MomentRetrieval
 from hero_model.tasks.video_retrieval import VideoRetrieval
 
+UNIT_VIDEOS = 32
+UNIT_QUERIES = 256
+
 _NO_QUERIES = Queries(
     texts=Texts(np.zeros(0, np.int64), np.zeros(1, np.int64)),
     targets=np.zeros((0, 2), np.int64),
     video_Q=np.zeros(0, np.int64),
     keys_Q=np.zeros(0, np.uint64),
 )
+
+
+def units(start: int, stop: int, size: int) -> list[range]:
+    """The units of `start .. stop - 1`; `start` begins one."""
+    return [range(first, min(first + size, stop)) for first in range(start, stop, size)]
+
+
+def share(total: int, size: int, number: int, parts: int) -> range:
+    """What part `number` of `parts` holds of `total` items: whole units of `size` that follow each other."""
+    count = -(-total // size)
+    return range(*(min(count * n // parts * size, total) for n in (number, number + 1)))
 
 
 class Videos(Protocol):
@@ -42,23 +60,50 @@ class Videos(Protocol):
         """The videos at these rows."""
 
 
-@dataclass(frozen=True)
-class VideoStates:
-    """Temporal states of the frames of B videos."""
+class Timing(NamedTuple):
+    """How long B videos are as they are searched: what turns frames into seconds."""
 
-    ids: tuple[str, ...]
-    interval_s: np.ndarray  # [B] float64
-    offsets: np.ndarray  # [B + 1] int64 into states
-    states_FD: np.ndarray  # [F, D] float32, usually a memory map
+    interval_s: np.ndarray  # [B] float64 seconds between frames
+    num_frames: np.ndarray  # [B] int64
+
+
+class VideoStates:
+    """Temporal states of the frames of videos, in an unnamed file; grows unit by unit."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()
+        self._width = 0
+        self._intervals: list[np.ndarray] = []
+        self._offsets = np.zeros(1, dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self._offsets) - 1
 
-    def block(self, start: int, stop: int, device: torch.device) -> tuple[Tensor, Layout]:
-        """States and layout of videos `start .. stop - 1` on a device."""
-        states = torch.from_numpy(np.array(self.states_FD[self.offsets[start] : self.offsets[stop]]))
-        layout = Layout.of(np.diff(self.offsets[start : stop + 1]))
-        return states.to(device), layout.to(device)
+    def append(self, timing: Timing, states_FD: Tensor) -> None:
+        """Add videos behind those that are there; `states_FD` is `[F, D]` float32 on any device."""
+        self._width = states_FD.shape[1]
+        self._intervals.append(timing.interval_s)
+        self._offsets = np.concatenate([self._offsets, self._offsets[-1] + offsets_of(timing.num_frames)[1:]])
+        self._file.seek(0, 2)
+        self._file.write(states_FD.contiguous().cpu().numpy().data)
+
+    def read(self, start: int, stop: int, device: torch.device) -> tuple[Tensor, Layout]:
+        """States `[F, D]` and layout of videos `start .. stop - 1`.
+
+        Each reading is a tensor of its own: kernels may round by where in memory a matrix starts, and PyTorch starts
+        every tensor at the same alignment.
+        """
+        first, last = self._offsets[[start, stop]].tolist()
+        states = torch.empty(last - first, self._width)
+        self._file.seek(first * self._width * states.itemsize)
+        got = self._file.readinto(states.numpy().data.cast("B"))  # type: ignore[attr-defined]
+        assert got == states.nbytes, "a unit is read only after it was written"
+        return states.to(device), Layout.of(np.diff(self._offsets[start : stop + 1])).to(device)
+
+    @property
+    def timing(self) -> Timing:
+        """Of the videos that are there."""
+        return Timing(np.concatenate(self._intervals), np.diff(self._offsets))
 
 
 @dataclass(frozen=True)
@@ -70,49 +115,27 @@ class Embedder:
     text: TextIds
     device: torch.device
     half: bool = False  # bf16 autocast
-    show: bool = False  # progress bars, on a terminal
 
     @property
     def head(self) -> Any:
         """The query head."""
         return self.module.heads[self.task.head_name]
 
-    def videos(self, source: Videos, rows: np.ndarray, *, block: int = 50) -> VideoStates:
-        """Encode the videos at `rows`, `block` at a time. Order them by length: equal lengths run together."""
-        ids: list[str] = []
-        lengths: list[np.ndarray] = []
-        intervals: list[np.ndarray] = []
-        width = self.module.hero.cfg.hidden_size
-        with tempfile.TemporaryFile() as spool:
-            for start in self._steps(len(rows), block, "videos"):
-                clips = cut(source.rows(rows[start : start + block]), self.task.max_frames)
-                batch = self.task.assemble(Examples(clips), _NO_QUERIES, self.text, with_span=False).videos
-                with self._running():
-                    states = self.module.hero.encode_video(batch.to(self.device)).float().cpu().numpy()
-                ids.extend(clips.ids)
-                lengths.append(np.diff(clips.frame_offsets))
-                intervals.append(clips.interval_s)
-                spool.write(states.tobytes())
-            spool.flush()
-            offsets = offsets_of(np.concatenate(lengths))
-            mapped = np.memmap(spool, dtype=np.float32, mode="r", shape=(int(offsets[-1]), width))
-        return VideoStates(tuple(ids), np.concatenate(intervals), offsets, mapped)
+    def videos(self, source: Videos, rows: np.ndarray) -> tuple[Timing, Tensor]:
+        """Encode one unit; `[F, D]` float32 on the device. In a corpus ordered by length equal lengths run together."""
+        clips = cut(source.rows(rows), self.task.max_frames)
+        batch = self.task.assemble(Examples(clips), _NO_QUERIES, self.text, with_span=False).videos
+        with self._running():
+            states = self.module.hero.encode_video(batch.to(self.device)).float()
+        return Timing(clips.interval_s, np.diff(clips.frame_offsets)), states
 
-    def queries(self, notes: Callable[[np.ndarray], Notes], wanted: np.ndarray, *, block: int = 256) -> Tensor:
-        """Encode the queries that `notes` gives for these indices; `[Q, D]` float32 on the device."""
-        vectors = []
-        for start in self._steps(len(wanted), block, "queries"):
-            given = notes(wanted[start : start + block])
-            texts = Texts(given.tokens.astype(np.int64), given.token_offsets)
-            packed, places = pack_texts(texts, lead=self.text.cls)
-            packed = packed.to(self.device)
-            with self._running():
-                pooled_QD = self.head.encode(self.module.hero.encode_text(packed), packed.layout)
-            vectors.append(pooled_QD.float()[torch.from_numpy(places).to(self.device)])
-        return torch.cat(vectors)
-
-    def _steps(self, total: int, block: int, label: str) -> Iterable[int]:
-        return tqdm(range(0, total, block), desc=f"encoding {label}", unit="block", disable=None if self.show else True)
+    def queries(self, notes: Notes) -> Tensor:
+        """Encode one unit; `[Q, D]` float32 on the device."""
+        packed, places = pack_texts(Texts(notes.tokens.astype(np.int64), notes.token_offsets), lead=self.text.cls)
+        packed = packed.to(self.device)
+        with self._running():
+            pooled_QD = self.head.encode(self.module.hero.encode_text(packed), packed.layout)
+        return pooled_QD.float()[torch.from_numpy(places).to(self.device)]
 
     @contextmanager
     def _running(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ from hero_model.nn.generate import Search
 from hero_model.packed.batch import Examples
 from hero_platform import config_io, files
 from hero_platform.config import RunConfig
+from hero_platform.infer.on_ray import Workers
 from hero_platform.infer.retrieve import Decoding
 from hero_platform.store.reader import FeatureStore
 from hero_platform.store.table import AnnotationTable
@@ -42,6 +43,8 @@ class Settings:
     official_truncation: bool = False  # retrieval: suppress among the first 100 answers, as officially
     official_unravelling: bool = False  # retrieval: decode moments with the official defect
     video_numbers: Mapping[str, int] | None = None  # retrieval: the benchmark's numbers of videos, for its submission
+    workers: Workers | None = None  # retrieval: who searches instead of this process
+    num_threads: int = 1  # retrieval: of this process
     writing: Search = field(default_factory=Search)  # captioning
     tokenizer: TokenizerSpec | None = None  # captioning: None takes the one the store carries
 

@@ -24,12 +24,14 @@ class Evaluator:
     open: Callable[[FeatureStore, str], Any]  # store, split -> what is asked; ValueError if there is nothing
     size: Callable[[Any], str]  # what is asked -> one line, such as "600 queries in 200 videos"
     answer: Callable[[Any, Model, Any, Settings], Evaluation]  # what is asked, model, task, settings
+    on_workers: bool = False  # whether `Settings.workers` is heeded
 
 
 _RETRIEVAL = Evaluator(
     open=Corpus.open,
     size=lambda corpus: f"{len(corpus.queries):,} queries in {len(corpus.rows):,} videos",
     answer=evaluate_moments,
+    on_workers=True,
 )
 
 EVALUATORS: dict[str, Evaluator] = {

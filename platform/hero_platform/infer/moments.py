@@ -5,6 +5,7 @@ In the submission, a query without an integer id is its number in the split.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +17,9 @@ from hero_model.metrics.retrieval import MAX_ANSWERS, Ranked, RetrievalMetric, T
 from hero_model.tasks import MomentRetrieval, VideoRetrieval
 from hero_platform.infer.embed import Embedder
 from hero_platform.infer.evaluation import Model, Settings, Submission
-from hero_platform.infer.retrieve import official_unravelling, retrieve, retrieve_videos
+from hero_platform.infer.on_ray import on_ray
+from hero_platform.infer.retrieve import official_unravelling
+from hero_platform.infer.search import Here, Part, Request, Team, find_moments, find_videos, threads
 from hero_platform.report.plots import MomentCase, moments_figure, recall_figure, times_figure
 from hero_platform.report.table import result_lines
 from hero_platform.store.reader import FeatureStore
@@ -181,7 +184,8 @@ def evaluate_moments(
         corpus: what to search.
         model: it must have trained the query head.
         task: how it packs.
-        settings: limits of the search, suppression and the official defects.
+        settings: limits of the search, suppression and the official defects; and who searches: this process, or Ray
+            workers with the same model from its checkpoint. With as many threads, answers are bit-equal.
 
     Raises:
         ValueError: the store is not one this model can read, or a video has no number in `settings.video_numbers`.
@@ -190,20 +194,24 @@ def evaluate_moments(
     model.check_store(store)
     if settings.video_numbers is not None:
         _check_numbers(settings.video_numbers, corpus.video_ids)
-    half = config.precision == "bf16"
-    embedder = Embedder(model.module, task, config.text, model.device, half=half, show=show)
-    videos = embedder.videos(store, corpus.rows)
-    query_QD = embedder.queries(corpus.table.notes, corpus.queries)
-    own_Q, how = corpus.own_video_Q, settings.decoding
+    request = Request(corpus.rows, corpus.queries, corpus.own_video_Q, settings.decoding)
     places_Q = None
-    if isinstance(task, VideoRetrieval):
-        found = retrieve_videos(embedder.head, videos, query_QD, own_Q, num_videos=how.num_videos, show=show)
-        rankings, places_Q = {"vr": found.vr}, found.places_Q
-    else:
-        answers = retrieve(embedder.head, videos, query_QD, own_Q, how, show=show)
-        if settings.official_unravelling:
-            answers = replace(answers, vcmr=official_unravelling(answers, videos, task.max_frames))
-        rankings = {"vcmr": answers.vcmr, "svmr": answers.svmr, "vr": answers.vr}
+    with contextlib.ExitStack() as stack:
+        team: Team
+        if settings.workers is not None:
+            team = stack.enter_context(on_ray(settings.workers, store, corpus.table, task, request, show=show))
+        else:
+            stack.enter_context(threads(settings.num_threads))
+            embedder = Embedder(model.module, task, config.text, model.device, half=config.precision == "bf16")
+            team = Here(Part(embedder, store, corpus.table.notes, request), request, show=show)
+        if isinstance(task, VideoRetrieval):
+            found = find_videos(team)
+            rankings, places_Q, timing = {"vr": found.vr}, found.places_Q, found.timing
+        else:
+            answers = find_moments(team, request)
+            if settings.official_unravelling:
+                answers = replace(answers, vcmr=official_unravelling(answers, task.max_frames))
+            rankings, timing = {"vcmr": answers.vcmr, "svmr": answers.svmr, "vr": answers.vr}, answers.timing
     if settings.official_truncation:
         rankings = {name: ranked.top(MAX_ANSWERS) for name, ranked in rankings.items()}
     if (limit := settings.suppress_above) is not None:
@@ -213,7 +221,7 @@ def evaluate_moments(
     if known_Q.any():  # a hidden split has predictions and no metrics
         known = {name: ranked.rows_at(known_Q) for name, ranked in rankings.items()}
         metric.update(corpus.truth, **known, places_Q=None if places_Q is None else places_Q[known_Q])
-    return MomentEvaluation(corpus, rankings, metric, np.diff(videos.offsets), settings.video_numbers)
+    return MomentEvaluation(corpus, rankings, metric, timing.num_frames, settings.video_numbers)
 
 
 def _check_numbers(numbers: Mapping[str, int], videos: list[str]) -> None:

@@ -6,6 +6,10 @@ Cells that the length limits exclude are never answers; officially they fill up 
 
 Where only videos are asked for, the first pass is all, with a second look for the place of the right video.
 
+Scores are computed unit by unit (`infer.embed`); blocks are whole numbers of units that are held and merged at once,
+which decides memory and nothing else. Among equal scores the earlier video, then the earlier cell comes first, so
+lists of several processes merge to the same list in any order.
+
 Legend: Q queries, C queries that look into one video, L frames of one video, W allowed lengths, K videos kept, N spans
 kept.
 """
@@ -15,15 +19,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from hero_model.metrics.retrieval import Ranked
 from hero_model.nn.heads import QueryHead
-from hero_platform.infer.embed import VideoStates
+from hero_model.packed.batch import Layout
+from hero_platform.infer.embed import UNIT_QUERIES, UNIT_VIDEOS, Timing, VideoStates, units
 
 
 @dataclass(frozen=True)
@@ -47,131 +52,219 @@ class Decoding:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """What is held at once, rounded up to whole units: memory, never results."""
+
+    videos: int = 256
+    queries: int = 1024
+
+    def of(self, total: int, size: int, unit: int) -> list[range]:
+        """Blocks of at least `size` items over `total`, whole units of `unit` each."""
+        return units(0, total, max(1, -(-size // unit)) * unit)
+
+
+class Lists(NamedTuple):
+    """The best answers of each query that somebody found, best first."""
+
+    scores_QN: np.ndarray  # [Q, N] float32, -inf where unused
+    videos_QN: np.ndarray  # [Q, N] int64, number in the corpus; -1 where unused
+    cells_QN: np.ndarray  # [Q, N] int64, start * W + length; zeros for videos
+
+    def merged(self, other: Lists) -> Lists:
+        """The best of both, which hold answers about different videos; in any order the same."""
+        scores, videos, cells = (np.concatenate(pair, axis=1) for pair in zip(self, other, strict=True))
+        order = np.lexsort((cells, videos, -scores), axis=1)[:, : self.scores_QN.shape[1]]
+        return Lists(*(np.take_along_axis(column, order, axis=1) for column in (scores, videos, cells)))
+
+
+@dataclass(frozen=True)
 class Answers:
-    """Ranked answers to Q queries; videos are counted as in `VideoStates`."""
+    """Ranked answers to Q queries; videos are counted as in the corpus."""
 
     vcmr: Ranked  # moments in the corpus
     svmr: Ranked  # moments in the query's own video; no answers where that is not known
     vr: Ranked  # videos, spans zero
-
-
-@dataclass
-class _Best:
-    """A running best list per query: scores and where they came from."""
-
-    scores_QN: Tensor  # [Q, N] float32, -inf where unused
-    videos_QN: Tensor  # [Q, N] int64, -1 where unused
-    cells_QN: Tensor  # [Q, N] int64, start * W + length; zeros for videos
-
-    @classmethod
-    def empty(cls, queries: int, keep: int, device: torch.device) -> _Best:
-        return cls(
-            torch.full((queries, keep), -torch.inf, device=device),
-            torch.full((queries, keep), -1, device=device),
-            torch.zeros((queries, keep), dtype=torch.int64, device=device),
-        )
-
-    def add(self, rows: Tensor, scores: Tensor, videos: Tensor, cells: Tensor) -> None:
-        """Merge candidates `[len(rows), n]` of these queries; earlier ones come first among equals."""
-        scores = torch.cat([self.scores_QN[rows], scores], dim=1)
-        order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self.scores_QN.shape[1]]
-        self.scores_QN[rows] = scores.gather(1, order)
-        self.videos_QN[rows] = torch.cat([self.videos_QN[rows], videos], dim=1).gather(1, order)
-        self.cells_QN[rows] = torch.cat([self.cells_QN[rows], cells], dim=1).gather(1, order)
+    timing: Timing
 
 
 @dataclass(frozen=True)
 class VideoAnswers:
-    """Ranked videos for Q queries; videos are counted as in `VideoStates`."""
+    """Ranked videos for Q queries; videos are counted as in the corpus."""
 
     vr: Ranked  # scores are cosines, spans zero
     places_Q: np.ndarray  # [Q] int64 place of the right video in the whole corpus, from 0
+    timing: Timing
 
 
-@torch.inference_mode()
-def retrieve_videos(
-    head: QueryHead,
-    videos: VideoStates,
-    query_QD: Tensor,
-    own_video_Q: np.ndarray,
-    *,
-    num_videos: int = 100,
-    video_block: int = 50,
-    query_block: int = 1024,
-    show: bool = False,
-) -> VideoAnswers:
-    """Rank videos by cosine (hero.md 4.3). Arguments as in `retrieve`; every query's own video is known."""
-    blocks = _Blocks(head, videos, query_QD, video_block, query_block, show)
-    best = _Best.empty(len(query_QD), min(num_videos, len(videos)), query_QD.device)
-    own_Q = torch.from_numpy(own_video_Q).to(query_QD.device)
-    own_scores_Q = torch.zeros(len(query_QD), device=query_QD.device)
-    for rows, of_video, scores_QB in blocks.scores("ranking videos"):
-        best.add(rows, scores_QB, of_video, torch.zeros_like(of_video))
-        own_scores_Q[rows] += torch.where(of_video == own_Q[rows, None], scores_QB, 0.0).sum(dim=1)
-    places_Q = torch.zeros_like(own_Q)
-    for rows, of_video, scores_QB in blocks.scores("placing videos"):
-        own_scores, own = own_scores_Q[rows, None], own_Q[rows, None]
-        before = (scores_QB > own_scores) | ((scores_QB == own_scores) & (of_video < own))
-        places_Q[rows] += (before & (of_video != own)).sum(dim=1)
-    return VideoAnswers(_ranked(best, videos, None), places_Q.cpu().numpy())
+class Best:
+    """A running best list of `keep` answers per query, filled in the order of the corpus."""
+
+    def __init__(self, queries: int, keep: int, device: torch.device) -> None:
+        self._scores_QN = torch.full((queries, keep), -torch.inf, device=device)
+        self._videos_QN = torch.full((queries, keep), -1, device=device)
+        self._cells_QN = torch.zeros((queries, keep), dtype=torch.int64, device=device)
+
+    def add(self, rows: Tensor, scores: Tensor, videos: Tensor, cells: Tensor) -> None:
+        """Merge candidates `[len(rows), n]` of these queries, all about later videos than those before."""
+        keep = self._scores_QN.shape[1]
+        scores = torch.cat([self._scores_QN[rows], scores], dim=1)
+        order = best_first(scores, keep)
+        self._scores_QN[rows] = scores.gather(1, order)
+        self._videos_QN[rows] = torch.cat([self._videos_QN[rows], videos], dim=1).gather(1, order)
+        self._cells_QN[rows] = torch.cat([self._cells_QN[rows], cells], dim=1).gather(1, order)
+
+    def lists(self) -> Lists:
+        """What was found so far."""
+        return Lists(*(x.cpu().numpy() for x in (self._scores_QN, self._videos_QN, self._cells_QN)))
 
 
-@torch.inference_mode()
-def retrieve(
-    head: QueryHead,
-    videos: VideoStates,
-    query_QD: Tensor,
-    own_video_Q: np.ndarray,
-    how: Decoding,
-    *,
-    video_block: int = 50,
-    query_block: int = 1024,
-    show: bool = False,
-) -> Answers:
-    """Answer every query.
+def best_first(scores: Tensor, keep: int) -> Tensor:
+    """Columns of the `keep` highest float32 scores of each row, best first and the earlier first among equals.
 
-    Args:
-        head: the trained query head.
-        videos: the corpus.
-        query_QD: `[Q, D]` query vectors.
-        own_video_Q: `[Q]` int64, the video each query is about; -1 where that is not known.
-        how: limits and weights.
-        video_block: videos scored at once.
-        query_block: queries scored at once.
-        show: progress bars.
+    `topk` alone may choose any among equals. So it gets integers that are all different: a score's bits, ordered as the
+    scores are, above the column counted backwards.
     """
-    blocks = _Blocks(head, videos, query_QD, video_block, query_block, show)
-    found = _Best.empty(len(query_QD), min(how.num_videos, len(videos)), query_QD.device)
-    for rows, of_video, scores_QB in blocks.scores("ranking videos"):
-        found.add(rows, (how.alpha * scores_QB).exp(), of_video, torch.zeros_like(of_video))
-    moments = _Best.empty(len(query_QD), how.num_spans, query_QD.device)
-    inside = _Best.empty(len(query_QD), how.num_spans, query_QD.device)
-    visits = _visits(found.videos_QN, own_video_Q, len(videos))
-    for video in tqdm(range(len(videos)), desc="searching videos", unit="video", disable=None if show else True):
-        frames_LD, clip = videos.block(video, video + 1, query_QD.device)
-        for rows in torch.as_tensor(visits[video], device=query_QD.device).split(query_block):
-            start_CL, end_CL = head.span_logits_all(query_QD[rows], frames_LD, clip)
-            scores_CN, cells_CN = _best_spans(start_CL.float().softmax(-1), end_CL.float().softmax(-1), how)
-            of_video = torch.full_like(cells_CN, video)
-            own = torch.from_numpy(own_video_Q).to(rows.device)[rows] == video
-            inside.add(rows[own], scores_CN[own], of_video[own], cells_CN[own])
-            rank = (found.videos_QN[rows] == video).float()
-            chosen = rank.any(dim=1)
-            weight_C = (found.scores_QN[rows].nan_to_num(neginf=0.0) * rank).sum(dim=1)
-            weighted_CN = torch.where(scores_CN > -torch.inf, scores_CN * weight_C[:, None], -torch.inf)
-            moments.add(rows[chosen], weighted_CN[chosen], of_video[chosen], cells_CN[chosen])
-    return Answers(
-        vcmr=_ranked(moments, videos, how), svmr=_ranked(inside, videos, how), vr=_ranked(found, videos, None)
-    )
+    bits = (scores + 0.0).view(torch.int32)  # -0.0 becomes 0.0
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    keys = (ordered.long() << 32) - torch.arange(scores.shape[1], device=scores.device)
+    return keys.topk(min(keep, scores.shape[1]), dim=1).indices
 
 
-def official_unravelling(answers: Answers, videos: VideoStates, max_frames: int) -> Ranked:
+@dataclass(frozen=True)
+class Share:
+    """Whole units of a corpus that follow each other, encoded, and the vectors of all queries, in one process.
+
+    The passes are generators that say after each block how many videos it had.
+    """
+
+    head: QueryHead
+    videos: VideoStates
+    first: int  # number in the corpus of the first video
+    query_QD: Tensor
+    own_video_Q: np.ndarray  # [Q] int64, the video in the corpus each query is about; -1 where that is not known
+    blocks: Blocks
+
+    @torch.inference_mode()
+    def rank(self, best: Best, own_scores_Q: Tensor, alpha: float | None) -> Iterator[int]:
+        """Rank videos: by cosine, or by `exp(alpha * cosine)`; `own_scores_Q` gets the cosines of own videos here."""
+        own_Q = torch.from_numpy(self.own_video_Q).to(own_scores_Q.device)
+        for block in self._video_blocks():
+            states, numbers = self._read(block), self._numbers(block)
+            for rows, scores_QB in self._scores(states):
+                of_video = numbers.expand(len(rows), -1)
+                own = (of_video == own_Q[rows, None]).nonzero(as_tuple=True)
+                own_scores_Q[rows[own[0]]] = scores_QB[own]
+                weights_QB = scores_QB if alpha is None else (alpha * scores_QB).exp()
+                best.add(rows, weights_QB, of_video, torch.zeros_like(of_video))
+            del states  # before the next block is read
+            yield len(block)
+
+    @torch.inference_mode()
+    def place(self, own_scores_Q: Tensor, places_Q: Tensor) -> Iterator[int]:
+        """Count into `places_Q` the videos here that stand in front of each query's own."""
+        own_Q = torch.from_numpy(self.own_video_Q).to(own_scores_Q.device)
+        for block in self._video_blocks():
+            states, numbers = self._read(block), self._numbers(block)
+            for rows, scores_QB in self._scores(states):
+                own_scores, own = own_scores_Q[rows, None], own_Q[rows, None]
+                before = (scores_QB > own_scores) | ((scores_QB == own_scores) & (numbers < own))
+                places_Q[rows] += (before & (numbers != own)).sum(dim=1)
+            del states
+            yield len(block)
+
+    @torch.inference_mode()
+    def search(self, found: Lists, how: Decoding, moments: Best, inside: Best) -> Iterator[int]:
+        """Search the videos here for spans of the queries that found them: `moments`, and `inside` the own video."""
+        device = self.query_QD.device
+        visits = _visits(found.videos_QN, self.own_video_Q, range(self.first, self.first + len(self.videos)))
+        for place, visitors in enumerate(visits):
+            video = self.first + place
+            if not len(visitors):
+                yield 1
+                continue
+            frames_LD, clip = self.videos.read(place, place + 1, device)
+            for unit in units(0, len(visitors), UNIT_QUERIES):
+                queries = visitors[unit.start : unit.stop]
+                rows = torch.from_numpy(queries).to(device)
+                start_CL, end_CL = self.head.span_logits_all(self.query_QD[rows], frames_LD, clip)
+                scores_CN, cells_CN = _best_spans(start_CL.float().softmax(-1), end_CL.float().softmax(-1), how)
+                of_video = torch.full_like(cells_CN, video)
+                own = torch.from_numpy(self.own_video_Q[queries] == video).to(device)
+                inside.add(rows[own], scores_CN[own], of_video[own], cells_CN[own])
+                ranks = found.videos_QN[queries] == video
+                weight_C = torch.from_numpy(np.where(ranks, found.scores_QN[queries], 0).sum(axis=1)).to(device)
+                chosen = torch.from_numpy(ranks.any(axis=1)).to(device)
+                weighted_CN = torch.where(scores_CN > -torch.inf, scores_CN * weight_C[:, None], -torch.inf)
+                moments.add(rows[chosen], weighted_CN[chosen], of_video[chosen], cells_CN[chosen])
+            yield 1
+
+    def _video_blocks(self) -> list[range]:
+        return self.blocks.of(len(self.videos), self.blocks.videos, UNIT_VIDEOS)
+
+    def _numbers(self, block: range) -> Tensor:
+        """`[b]` int64 numbers in the corpus."""
+        return torch.arange(self.first + block.start, self.first + block.stop, device=self.query_QD.device)
+
+    def _read(self, block: range) -> list[tuple[Tensor, Layout]]:
+        """The states of each unit of a block of videos."""
+        parts = units(block.start, block.stop, UNIT_VIDEOS)
+        return [self.videos.read(unit.start, unit.stop, self.query_QD.device) for unit in parts]
+
+    def _scores(self, states: list[tuple[Tensor, Layout]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows `[q]` of a block of queries and cosines `[q, b]` with a block of videos, in order."""
+        for block in self.blocks.of(len(self.query_QD), self.blocks.queries, UNIT_QUERIES):
+            rows = []
+            for unit in units(block.start, block.stop, UNIT_QUERIES):
+                query_QD = self.query_QD[unit.start : unit.stop]
+                rows.append(torch.cat([self.head.video_scores(query_QD, *videos) for videos in states], dim=1))
+            yield torch.arange(block.start, block.stop, device=self.query_QD.device), torch.cat(rows)
+
+
+def _visits(videos_QK: np.ndarray, own_video_Q: np.ndarray, videos: range) -> list[np.ndarray]:
+    """For each of these videos the queries, ascending, that rank it high or ask about it."""
+    count = len(own_video_Q)
+    numbers = np.concatenate([videos_QK, own_video_Q[:, None]], axis=1)
+    places = numbers * count + np.arange(count)[:, None]
+    pairs = np.unique(places[(numbers >= videos.start) & (numbers < videos.stop)])
+    bounds = np.searchsorted(pairs, np.arange(videos.start, videos.stop + 1) * count)
+    return [pairs[low:high] % count for low, high in itertools.pairwise(bounds)]
+
+
+def _best_spans(start_CL: Tensor, end_CL: Tensor, how: Decoding) -> tuple[Tensor, Tensor]:
+    """The best allowed spans of one video by start times end probability: scores and cells, `[C, n]`.
+
+    A cell is `start * W + (last - start - shortest)`; scores of places beyond the allowed spans are -inf.
+    """
+    num_frames, width = start_CL.shape[1], how.longest - how.shortest
+    padded = torch.nn.functional.pad(end_CL, (0, how.longest))
+    windows_CLW = padded.unfold(1, width, 1)[:, how.shortest : how.shortest + num_frames]
+    scores = (start_CL[:, :, None] * windows_CLW).flatten(1)
+    cells = best_first(scores, how.num_spans)
+    values = scores.gather(1, cells)
+    return values.masked_fill(values <= 0, -torch.inf), cells
+
+
+def ranked(lists: Lists, timing: Timing, how: Decoding | None) -> Ranked:
+    """Lists to answers, cells to seconds; `how` is None for videos, whose span is zero."""
+    used = np.isfinite(lists.scores_QN)
+    numbers = np.where(used, lists.videos_QN, -1)
+    spans = np.zeros((*numbers.shape, 2))
+    if how is not None:
+        width = how.longest - how.shortest
+        first = lists.cells_QN // width
+        last = first + lists.cells_QN % width + how.shortest
+        seconds = np.stack([first, last + 1], axis=-1) * timing.interval_s[numbers, None]
+        spans = np.where(used[..., None], seconds, 0.0)
+    return Ranked(numbers, spans, np.where(used, lists.scores_QN, 0.0).astype(np.float64))
+
+
+def official_unravelling(answers: Answers, max_frames: int) -> Ranked:
     """Answers in the corpus as the official decoding reads their cells: wrong where no video has `max_frames` frames.
 
     It numbers cells (place of the video, first, last frame) by the longest video of the split and takes the number
     apart by `max_frames` (hero.md 4.2, a defect). Only to reproduce published numbers.
     """
-    longest, interval_s = int(np.diff(videos.offsets).max()), videos.interval_s
+    longest, interval_s = int(answers.timing.num_frames.max()), answers.timing.interval_s
     decoded: list[list[list[float]]] = []
     for query, listed in enumerate(answers.vr.videos_QN):
         place_of = {int(video): place for place, video in enumerate(listed) if video >= 0}
@@ -186,63 +279,3 @@ def official_unravelling(answers: Answers, videos: VideoStates, max_frames: int)
             rows.append([seen, first * float(interval_s[seen]), (last + 1) * float(interval_s[seen]), score])
         decoded.append(rows)
     return Ranked.of(decoded)
-
-
-@dataclass(frozen=True)
-class _Blocks:
-    """All queries against all videos, a block of each at a time."""
-
-    head: QueryHead
-    videos: VideoStates
-    query_QD: Tensor
-    video_block: int
-    query_block: int
-    show: bool
-
-    def scores(self, label: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Rows of queries `[q]`, numbers of videos `[q, b]` and cosines `[q, b]` of each pair of blocks, in order."""
-        device, total = self.query_QD.device, len(self.videos)
-        steps = range(0, total, self.video_block)
-        for start in tqdm(steps, desc=label, unit="block", disable=None if self.show else True):
-            stop = min(start + self.video_block, total)
-            frames_FD, clips = self.videos.block(start, stop, device)
-            numbers = torch.arange(start, stop, device=device)
-            for rows in torch.arange(len(self.query_QD), device=device).split(self.query_block):
-                yield rows, numbers.expand(len(rows), -1), self.head.video_scores(self.query_QD[rows], frames_FD, clips)
-
-
-def _visits(videos_QK: Tensor, own_video_Q: np.ndarray, num_videos: int) -> list[np.ndarray]:
-    """For each video the queries, ascending, that rank it high or ask about it."""
-    queries = len(own_video_Q)
-    videos = np.concatenate([videos_QK.cpu().numpy(), own_video_Q[:, None]], axis=1)
-    pairs = np.unique(videos * queries + np.arange(queries)[:, None])
-    bounds = np.searchsorted(pairs, np.arange(num_videos + 1) * queries)
-    return [pairs[low:high] % queries for low, high in itertools.pairwise(bounds)]
-
-
-def _best_spans(start_CL: Tensor, end_CL: Tensor, how: Decoding) -> tuple[Tensor, Tensor]:
-    """The best allowed spans of one video by start times end probability: scores and cells, `[C, n]`.
-
-    A cell is `start * W + (last - start - shortest)`; scores of places beyond the allowed spans are -inf.
-    """
-    num_frames, width = start_CL.shape[1], how.longest - how.shortest
-    padded = torch.nn.functional.pad(end_CL, (0, how.longest))
-    windows_CLW = padded.unfold(1, width, 1)[:, how.shortest : how.shortest + num_frames]
-    scores = (start_CL[:, :, None] * windows_CLW).flatten(1)
-    values, cells = scores.topk(min(how.num_spans, scores.shape[1]), dim=1)
-    return values.masked_fill(values <= 0, -torch.inf), cells
-
-
-def _ranked(best: _Best, videos: VideoStates, how: Decoding | None) -> Ranked:
-    """Cells to seconds; `how` is None for videos, whose span is zero."""
-    scores = best.scores_QN.double().cpu().numpy()
-    used = np.isfinite(scores)
-    numbers = np.where(used, best.videos_QN.cpu().numpy(), -1)
-    spans = np.zeros((*numbers.shape, 2))
-    if how is not None:
-        cells, width = best.cells_QN.cpu().numpy(), how.longest - how.shortest
-        first = cells // width
-        last = first + cells % width + how.shortest
-        seconds = np.stack([first, last + 1], axis=-1) * videos.interval_s[numbers, None]
-        spans = np.where(used[..., None], seconds, 0.0)
-    return Ranked(numbers, spans, np.where(used, scores, 0.0))

@@ -21,6 +21,7 @@ import torch
 
 from hero_platform import config_io, files, home
 from hero_platform.config import RunConfig
+from hero_platform.ray_cluster import cluster
 from hero_platform.scratch import scratch
 from hero_platform.telemetry import Progress
 from hero_platform.tracking.base import NullTracker, Status, Tracker
@@ -51,7 +52,7 @@ def run_on_ray(
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", GROUP_START_TIMEOUT_S)
     for name in (PROGRESS_FILE, STOP_FILE):  # of an earlier start
         files.remove(files.join(folder, name))
-    with _cluster(config.scale.num_workers), scratch("hero-train-") as storage:
+    with cluster(config.scale.num_workers, crowded=True), scratch("hero-train-") as storage:
         trainer = _trainer(config, folder, storage, provenance)
         outcome: list[BaseException | None] = []
 
@@ -214,41 +215,6 @@ def _worker_environment() -> dict[str, str]:
     forwarded = {name: os.environ[name] for name in ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL") if name in os.environ}
     forwarded = {name: value for name, value in forwarded.items() if "@" not in value}  # user:password@host
     return {"HERO_HOME": home.root(), "RAY_CHDIR_TO_TRIAL_DIR": "0", **forwarded}
-
-
-@contextlib.contextmanager
-def _cluster(num_workers: int) -> Iterator[None]:
-    """Use the running cluster, or start a local one that leaves nothing behind.
-
-    Raises:
-        ValueError: the cluster that is there is too small (Ray would wait for ever).
-    """
-    import ray
-
-    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
-        if not ray.is_initialized():
-            ray.init(log_to_driver=False)
-        available = ray.cluster_resources().get("CPU", 0)
-        if available < num_workers:
-            raise ValueError(f"{num_workers} workers need {num_workers} CPUs; the Ray cluster has {available:g}")
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    with scratch("hero-ray-") as folder:
-        try:
-            ray.init(
-                num_cpus=max(num_workers + 2, os.cpu_count() or 2),  # fewer can deadlock (stack.md 0.5)
-                include_dashboard=True,  # without it Ray Train logs an error each second
-                dashboard_host="127.0.0.1",
-                object_store_memory=200_000_000,
-                _temp_dir=folder,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-            yield
-        finally:
-            ray.shutdown()
 
 
 def _watch(config: RunConfig, folder: str, start: int, thread: threading.Thread, stop: threading.Event) -> None:

@@ -16,11 +16,12 @@ from hero_model.metrics.retrieval import Ranked, RetrievalMetric
 from hero_model.multitask import MultiTaskHero
 from hero_model.tasks import Entailment, Fom, MomentRetrieval, VideoQa, VideoRetrieval, Vsm
 from hero_platform.config import Entry, RunConfig
-from hero_platform.infer.embed import Embedder, VideoStates
+from hero_platform.infer.embed import Embedder, Timing
 from hero_platform.infer.evaluation import Model, Settings, write_evaluation
 from hero_platform.infer.evaluators import evaluated_task
 from hero_platform.infer.moments import Corpus, MomentEvaluation, evaluate_moments
-from hero_platform.infer.retrieve import Answers, Decoding, official_unravelling, retrieve, retrieve_videos
+from hero_platform.infer.retrieve import Answers, Decoding, official_unravelling
+from hero_platform.infer.search import Here, Part, Request, find_moments, find_videos
 from hero_platform.store.reader import FeatureStore
 
 CPU = torch.device("cpu")
@@ -58,26 +59,16 @@ def found_in(corpus: Corpus, module: MultiTaskHero, config: RunConfig, **setting
     return evaluate_moments(corpus, model, config.mixture[0].task, Settings(**settings))
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (3, 5, 2, 7), (100, 100, 100, 100)])
-def test_blocks_change_nothing_beyond_rounding(store, config, module, sizes):
+def test_spans_keep_to_their_limits_and_to_their_video(store, config, module):
     corpus = Corpus.open(store, "test")
-    embedder = Embedder(module, config.mixture[0].task, config.text, CPU)
     how = Decoding(num_videos=5, num_spans=60)
-
-    def answers(videos, queries, video_block, query_block):
-        states = embedder.videos(store, corpus.rows, block=videos)
-        vectors = embedder.queries(corpus.table.notes, corpus.queries, block=queries)
-        sizes = {"video_block": video_block, "query_block": query_block}
-        return retrieve(embedder.head, states, vectors, corpus.own_video_Q, how, **sizes)
-
-    one, other = answers(4, 4, 4, 4), answers(*sizes)
-    for task in ("vcmr", "svmr", "vr"):
-        assert getattr(one, task).scores_QN == pytest.approx(getattr(other, task).scores_QN, rel=1e-4)
-    assert np.array_equal(one.vr.videos_QN, other.vr.videos_QN)
+    request = Request(corpus.rows, corpus.queries, corpus.own_video_Q, how)
+    embedder = Embedder(module, config.mixture[0].task, config.text, CPU)
+    answers = find_moments(Here(Part(embedder, store, corpus.table.notes, request), request), request)
     for query, video in enumerate(corpus.own_video_Q.tolist()):
-        found = one.svmr.videos_QN[query]
+        found = answers.svmr.videos_QN[query]
         assert set(found[found >= 0].tolist()) == {video}
-    spans = one.vcmr.spans_QN2[one.vcmr.videos_QN >= 0] / store.rows([0]).interval_s[0]
+    spans = answers.vcmr.spans_QN2[answers.vcmr.videos_QN >= 0] / store.rows([0]).interval_s[0]
     lengths = np.diff(spans, axis=1)
     assert lengths.min() > how.shortest and lengths.max() <= how.longest
 
@@ -190,10 +181,11 @@ def test_video_retrieval_ranks_videos_and_places_the_right_one(store, config, mo
     found = found_in(corpus, module, settings, decoding=Decoding(num_videos=3))
     assert list(found.rankings) == ["vr"] and found.rankings["vr"].videos_QN.shape[1] == 3
     embedder = Embedder(module, task, config.text, CPU)
-    states = embedder.videos(store, corpus.rows)
-    scores = embedder.head.video_scores(
-        embedder.queries(corpus.table.notes, corpus.queries), *states.block(0, len(states), CPU)
-    ).detach()
+    request = Request(corpus.rows, corpus.queries, corpus.own_video_Q)
+    part = Part(embedder, store, corpus.table.notes, request)
+    find_videos(Here(part, request))
+    vectors = torch.from_numpy(part.vectors())
+    scores = embedder.head.video_scores(vectors, *part.states.read(0, len(corpus.rows), CPU)).detach()
     order = scores.sort(dim=1, descending=True, stable=True).indices.numpy()
     places = [row.tolist().index(own) for row, own in zip(order, corpus.own_video_Q.tolist(), strict=True)]
     metrics = found.metric.compute()
@@ -204,19 +196,6 @@ def test_video_retrieval_ranks_videos_and_places_the_right_one(store, config, mo
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert all(sorted(line) == ["query", "text", "vr"] and len(line["vr"]) == 3 for line in lines)
     assert list(json.loads((tmp_path / "submission.json").read_text())) == ["video2idx", "VR"]
-
-
-@pytest.mark.parametrize("sizes", [(1, 1), (3, 7), (100, 100)])
-def test_places_do_not_depend_on_blocks(store, config, module, sizes):
-    corpus = Corpus.open(store, "test")
-    embedder = Embedder(module, VideoRetrieval(), config.text, CPU)
-    states, vectors = embedder.videos(store, corpus.rows), embedder.queries(corpus.table.notes, corpus.queries)
-    whole = retrieve_videos(embedder.head, states, vectors, corpus.own_video_Q)
-    parts = retrieve_videos(
-        embedder.head, states, vectors, corpus.own_video_Q, video_block=sizes[0], query_block=sizes[1]
-    )
-    assert np.array_equal(whole.places_Q, parts.places_Q)
-    assert np.array_equal(whole.vr.videos_QN, parts.vr.videos_QN)
 
 
 def test_hidden_queries_are_answered_and_not_scored(store, config, module, tmp_path: Path):
@@ -233,8 +212,8 @@ def test_hidden_queries_are_answered_and_not_scored(store, config, module, tmp_p
 @pytest.mark.parametrize(("max_frames", "wanted"), [(4, [2, 1.5, 4.5]), (6, [2, 1.5, 1.5])])
 def test_official_unravelling_by_hand(max_frames: int, wanted: list[float]):
     """Place 0 of the list, frames 1 to 2, longest video 4: cell 6; by rows of 6 frames that is frame 1 and frame 0."""
-    videos = VideoStates(("a", "b", "c"), np.full(3, 1.5), np.array([0, 2, 6, 10]), np.zeros((10, 4), np.float32))
+    timing = Timing(np.full(3, 1.5), np.array([2, 4, 4]))
     found = Ranked.of([[[2, 1.5, 4.5, 0.9]]])
     listed = Ranked.of([[[2, 0, 0, 2.0], [0, 0, 0, 1.0]]])
-    decoded = official_unravelling(Answers(vcmr=found, svmr=found, vr=listed), videos, max_frames)
+    decoded = official_unravelling(Answers(vcmr=found, svmr=found, vr=listed, timing=timing), max_frames)
     assert decoded.rows(0) == [[*wanted, 0.9]]

@@ -1,4 +1,4 @@
-"""The same steps by 1, 2 and 3 ranks, computed once for all tests of this folder."""
+"""The same steps by 1 to 4 ranks, computed once for all tests of this folder."""
 
 from __future__ import annotations
 
@@ -32,12 +32,14 @@ def alone(splits: ModuleType, tiny_store: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def _ranks(splits: ModuleType, tiny_store: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Any]]:
+def all_ranks(
+    splits: ModuleType, tiny_store: str, wide_store: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, list[Any]]:
     """The results of every rank for each number of ranks; the same processes meet again, for starting is slow."""
     out = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, str(_SCRIPT)]
     started = [
-        subprocess.Popen([*command, str(rank), tiny_store, str(out)], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([*command, str(rank), tiny_store, wide_store, str(out)], stderr=subprocess.PIPE, text=True)
         for rank in range(max(splits.WORLDS))
     ]
     try:
@@ -50,6 +52,6 @@ def _ranks(splits: ModuleType, tiny_store: str, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(params=[2, 3], ids=["2 ranks", "3 ranks"])
-def ranks(request: pytest.FixtureRequest, _ranks: dict[int, list[Any]]) -> list[Any]:
+def ranks(request: pytest.FixtureRequest, all_ranks: dict[int, list[Any]]) -> list[Any]:
     """The results of every rank of several."""
-    return _ranks[request.param]
+    return all_ranks[request.param]

@@ -1,4 +1,4 @@
-"""The same steps by one process or by several ranks. Run as a script it is one rank: `splits.py RANK STORE OUT`.
+"""The same steps by one process or by several ranks. Run as a script it is one rank: `splits.py RANK STORE WIDE OUT`.
 
 Ranks are plain processes that meet over gloo, without Ray: what is tested is the arithmetic of the split.
 """
@@ -14,7 +14,18 @@ import torch
 import torch.distributed as dist
 
 from hero_model.config import debug
-from hero_model.tasks import Entailment, Fom, Mfm, Mlm, MomentRetrieval, Task, VideoQa, Vsm
+from hero_model.tasks import (
+    Captioning,
+    Entailment,
+    Fom,
+    Mfm,
+    Mlm,
+    MomentRetrieval,
+    Task,
+    VideoQa,
+    VideoRetrieval,
+    Vsm,
+)
 from hero_platform.config import Entry, EvaluationConfig, RunConfig, ScaleConfig, StoreRef
 from hero_platform.feed.loader import Feed, StepBatch, open_stores
 from hero_platform.train.comm import Comm
@@ -23,7 +34,7 @@ from hero_platform.train.resolve import resolve
 from hero_platform.train.step import Stepper, StepRecord
 from hero_platform.train.worker import build_module
 
-WORLDS = (3, 2)
+WORLDS = (4, 3, 2)
 ALONE = Comm()
 CPU = torch.device("cpu")
 STREAM_STEPS = range(12)
@@ -36,8 +47,10 @@ TASKS: tuple[Task, ...] = (
     Fom(),
     Vsm(queries_per_video=2, **_RANKING),
     MomentRetrieval(**_RANKING),
+    VideoRetrieval(hard_start=0, hard_pool=3),
     VideoQa(),
     Entailment(),
+    Captioning(),
 )
 KINDS = tuple(task.kind for task in TASKS)
 
@@ -58,6 +71,20 @@ def config(store: str, *, micro_batch: int = 0, dropout: float = 0.0, **changes:
         evaluation=EVALUATION,
     )
     return replace(resolve(run), **changes)
+
+
+def one_pool(store: str, micro_batch: int) -> RunConfig:
+    """A resolved run whose batch is one pool of 32 examples, of which `micro_batch` run at once."""
+    return config(store, batch=32, pool=32, nce_pool=8, scale=ScaleConfig(micro_batch=micro_batch))
+
+
+def of_each_task(run: RunConfig, comm: Comm) -> dict[str, Any]:
+    """Gradients and totals of one step of each task."""
+    results = {}
+    for kind in KINDS:
+        found, (record,) = gradients(run, [step_of(run, kind)], comm)
+        results[kind] = (found, totals(record, comm))
+    return results
 
 
 def step_of(run: RunConfig, kind: str) -> int:
@@ -116,9 +143,7 @@ def everything(store: str, comm: Comm) -> dict[str, Any]:
     """All that the tests compare between numbers of ranks."""
     run = config(store, micro_batch=4)
     results: dict[str, Any] = {"stream": stream(config(store, dropout=0.1), comm.rank, comm.world)}
-    for kind in KINDS:
-        found, (record,) = gradients(run, [step_of(run, kind)], comm)
-        results[kind] = (found, totals(record, comm))
+    results |= of_each_task(run, comm)
     found, (record,) = gradients(run, [step_of(run, "vsm")], comm, no_queries)
     results["no queries"] = (found, totals(record, comm))
     results["alternating"] = gradients(config(store), [step_of(run, kind) for kind in KINDS], comm)[0]
@@ -126,14 +151,18 @@ def everything(store: str, comm: Comm) -> dict[str, Any]:
     return results
 
 
-def main(rank: str, store: str, out: str) -> None:
+def main(rank: str, store: str, wide: str, out: str) -> None:
     """Be this rank of every number of ranks that has it, and leave the results in `OUT/WORLD-RANK.pt`."""
     torch.set_num_threads(1)
     for world in WORLDS:
         if int(rank) < world:
             meet = f"file://{out}/meet-{world}"
             dist.init_process_group("gloo", init_method=meet, rank=int(rank), world_size=world)
-            torch.save(everything(store, Comm(int(rank), world)), f"{out}/{world}-{rank}.pt")
+            comm = Comm(int(rank), world)
+            results: dict[str, Any] = {} if world == 4 else everything(store, comm)
+            if world != 3:
+                results["one pool"] = of_each_task(one_pool(wide, 32 // world), comm)
+            torch.save(results, f"{out}/{world}-{rank}.pt")
             dist.destroy_process_group()
 
 

@@ -1,0 +1,58 @@
+"""Where Ray workers run: the cluster that is there, or a local one for the time of the work."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+from hero_platform.scratch import scratch
+
+OBJECT_STORE_BYTES = 200_000_000  # weights and features never pass through it
+
+
+@contextlib.contextmanager
+def cluster(num_workers: int, *, cpus_each: int = 1, crowded: bool = False) -> Iterator[None]:
+    """Use the running cluster, or start a local one that leaves nothing behind.
+
+    Args:
+        num_workers: processes that are to run at once.
+        cpus_each: CPUs that each of them takes.
+        crowded: whether a local cluster may have more workers than this machine has cores.
+
+    Raises:
+        ValueError: the cluster or machine that is there is too small (Ray would wait for ever).
+    """
+    import ray
+
+    needed = num_workers * cpus_each
+    each = f" of {cpus_each} threads" if cpus_each > 1 else ""
+    wanted = f"{num_workers} workers{each} need {needed} CPUs"
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False)
+        available = ray.cluster_resources().get("CPU", 0)
+        if available < needed:
+            raise ValueError(f"{wanted}; the Ray cluster has {available:g}")
+        yield
+        return
+    cores = len(os.sched_getaffinity(0))
+    if not crowded and cores < needed:
+        raise ValueError(f"{wanted}; this machine has {cores}")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    with scratch("hero-ray-") as folder:
+        try:
+            ray.init(
+                num_cpus=max(needed + 2, os.cpu_count() or 2),  # fewer can deadlock (stack.md 0.5)
+                include_dashboard=True,  # without it Ray Train logs an error each second
+                dashboard_host="127.0.0.1",
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=folder,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            yield
+        finally:
+            ray.shutdown()
