@@ -132,7 +132,7 @@ def read_state(path: str | Path) -> dict[str, Any]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file provokes
         reason = str(error).strip().split("\n")[0]
-        if "weights_only" in str(error):  # a text that advises to run what is in the file
+        if "weights_only" in reason:  # torch advises to run what is in the file
             code = re.search(r"GLOBAL (\S+)", str(error))
             reason = f"it wants to run {code[1]}, and code is refused" if code else "a damaged pickle, or objects in it"
         raise ValueError(f"{path} is no readable checkpoint of tensors and plain values: {reason}") from error

@@ -251,7 +251,8 @@ def _build_shards(
         fn_constructor_args=(source, out, rules, where),
         batch_size=1,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=min(slots, len(tasks))),
+        # one at a time: shards are long, and a second one queued behind a slow worker would find no other
+        compute=ray.data.ActorPoolStrategy(size=min(slots, len(tasks)), max_tasks_in_flight_per_actor=1),
         num_cpus=1,
     )
     infos = []

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -85,12 +86,32 @@ def test_a_shard_that_is_there_is_not_built_again(tmp_path):
 @pytest.mark.ray
 def test_workers_and_digest_do_not_depend_on_each_other(ray_two, synthetic_source, synthetic_store, tmp_path):
     first = Manifest.read(synthetic_store)
-    assert len({worker["pid"] for worker in first.build["workers"]}) == 2
+    together = rebuild(_meeting(synthetic_source, tmp_path), tmp_path / "together")
+    assert len({worker["pid"] for worker in together.build["workers"]}) == 2
+    assert together.digest == first.digest
     alone = rebuild(synthetic_source, tmp_path / "alone", workers=1)
     assert len(alone.build["workers"]) == 1
     assert alone.digest == first.digest
     assert [shard.sha256 for shard in alone.shards] == [shard.sha256 for shard in first.shards]
     assert rebuild(replace(synthetic_source, seed=1), tmp_path / "seed").digest != first.digest
+
+
+def _meeting(source, folder):
+    """The same source, whose workers wait for each other: else the first may be done before another starts."""
+    driver = os.getpid()
+
+    class Meeting:  # nested: Ray sends it by value
+        words, plan, provenance, annotations = source.words, source.plan, source.provenance, source.annotations
+
+        def read(self, ids):
+            if os.getpid() != driver:
+                (folder / f"worker-{os.getpid()}").touch()
+                give_up = time.monotonic() + 60
+                while len(list(folder.glob("worker-*"))) < 2 and time.monotonic() < give_up:
+                    time.sleep(0.02)
+            yield from source.read(ids)
+
+    return Meeting()
 
 
 @pytest.mark.ray
