@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     built.add_argument("--workers", type=int, default=0, metavar="N", help="search on N Ray workers (0: this process)")
     built.add_argument(
         "--threads", type=int, default=1, metavar="N",
-        help="threads of each process of a search; with as many, answers are the same to the last bit for any --workers",
+        help="threads of each process of a search; with equal ones answers are bit-equal for any --workers",
     )  # fmt: skip
     add_common(built, name="folder of the results (default: CORPUS-SPLIT-STEP inside the run's evaluations)")
     return built

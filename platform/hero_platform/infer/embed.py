@@ -1,8 +1,8 @@
 """A corpus through the model, unit by unit: temporal states of every frame, one vector per query.
 
 A *unit* is what one call of the model computes: `UNIT_VIDEOS` videos that follow each other in the corpus, or
-`UNIT_QUERIES` queries that follow each other in the split. Units are fixed by the corpus alone. A process works on whole
-units and never on parts of one, so the same numbers come out, to the last bit, however many processes share the
+`UNIT_QUERIES` queries that follow each other in the split. Units are fixed by the corpus alone. A process works on
+whole units and never on parts of one, so the same numbers come out, to the last bit, however many processes share the
 corpus and however many units each holds at once. That is promised for processes of equal thread counts on machines of
 one type; other kernels or another number of threads change results by rounding.
 
