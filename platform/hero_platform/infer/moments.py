@@ -174,15 +174,7 @@ def evaluate_moments(
     task = search_task(config)
     request = Request(corpus.rows, corpus.queries, corpus.own_video_Q, how)
     places_Q = None
-    with contextlib.ExitStack() as stack:
-        team: Team
-        if workers is not None:
-            team = stack.enter_context(on_ray(workers, store, corpus.table, task, request, show=show))
-        else:
-            stack.enter_context(threads(num_threads))
-            device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            embedder = Embedder(module.to(device), task, config.text, device, half=config.precision == "bf16")
-            team = Here(Part(embedder, store, corpus.table.notes, request), request, show=show)
+    with _team(module, config, corpus, task, request, device, workers, num_threads, show) as team:
         if isinstance(task, VideoRetrieval):
             found = find_videos(team)
             rankings, places_Q, timing = {"vr": found.vr}, found.places_Q, found.timing
@@ -201,6 +193,29 @@ def evaluate_moments(
         known = {name: ranked.rows_at(known_Q) for name, ranked in rankings.items()}
         metric.update(corpus.truth, **known, places_Q=None if places_Q is None else places_Q[known_Q])
     return MomentEvaluation(corpus, rankings, metric, timing.num_frames)
+
+
+@contextlib.contextmanager
+def _team(
+    module: MultiTaskHero,
+    config: RunConfig,
+    corpus: Corpus,
+    task: MomentRetrieval | VideoRetrieval,
+    request: Request,
+    device: torch.device | None,
+    workers: Workers | None,
+    num_threads: int,
+    show: bool,
+) -> Iterator[Team]:
+    """Who searches: Ray workers, or this process."""
+    if workers is not None:
+        with on_ray(workers, corpus.store, corpus.table, task, request, show=show) as team:
+            yield team
+        return
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    embedder = Embedder(module.to(device), task, config.text, device, half=config.precision == "bf16")
+    with threads(num_threads):
+        yield Here(Part(embedder, corpus.store, corpus.table.notes, request), request, show=show)
 
 
 def write_evaluation(folder: str, evaluation: MomentEvaluation) -> list[str]:
