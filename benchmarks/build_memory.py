@@ -18,8 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
+from benchmarks import memory
 from benchmarks.corpus import GeneratedSource
 from benchmarks.results import record
 from hero_model.config import TextIds
@@ -81,12 +80,11 @@ def _watch(videos: int) -> Peak:
         command = [sys.executable, "-m", "benchmarks.build_memory", "--build", str(videos), str(Path(folder) / "store")]
         child = subprocess.Popen(command)
         while child.poll() is None:
-            pss, uss = _memory(child.pid)
-            if uss:
-                peak.all_pss = max(peak.all_pss, sum(pss))
-                peak.all_uss = max(peak.all_uss, sum(uss))
-                peak.one_uss = max(peak.one_uss, *uss)
-                totals.append(sum(pss))
+            if seen := memory.of_tree(child.pid):
+                totals.append(sum(process.pss for process in seen))
+                peak.all_pss = max(peak.all_pss, totals[-1])
+                peak.all_uss = max(peak.all_uss, sum(process.uss for process in seen))
+                peak.one_uss = max(peak.one_uss, *(process.uss for process in seen))
             time.sleep(1)
         if child.returncode:
             sys.exit(f"the build of {videos} videos failed")
@@ -96,23 +94,6 @@ def _watch(videos: int) -> Peak:
         return peak
     finally:
         shutil.rmtree(folder)
-
-
-def _memory(root: int) -> tuple[list[float], list[float]]:
-    """PSS and USS in MB of a process and of all its descendants (Ray's daemons and workers are among them)."""
-    pss, uss = [], []
-    try:
-        processes = [psutil.Process(root), *psutil.Process(root).children(recursive=True)]
-    except psutil.Error:
-        return pss, uss
-    for process in processes:
-        try:
-            memory = process.memory_full_info()
-        except psutil.Error:
-            continue
-        pss.append(memory.pss / 1e6)
-        uss.append(memory.uss / 1e6)
-    return pss, uss
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--workers", type=int, default=0, metavar="N", help="search on N Ray workers (0: this process)")
     search.add_argument(
         "--threads", type=int, default=1, metavar="N",
-        help="threads of each process of a search; with as many, answers are bit-equal for any --workers",
+        help="threads of each process of a search; with equal ones answers are bit-equal for any --workers",
     )  # fmt: skip
     writing = built.add_argument_group("captioning")
     writing.add_argument("--beams", type=int, default=1, metavar="N", help="width of the search (1: greedy, official)")

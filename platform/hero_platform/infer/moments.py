@@ -190,20 +190,12 @@ def evaluate_moments(
     Raises:
         ValueError: the store is not one this model can read, or a video has no number in `settings.video_numbers`.
     """
-    store, config, show = corpus.store, model.config, model.show
-    model.check_store(store)
+    model.check_store(corpus.store)
     if settings.video_numbers is not None:
         _check_numbers(settings.video_numbers, corpus.video_ids)
     request = Request(corpus.rows, corpus.queries, corpus.own_video_Q, settings.decoding)
     places_Q = None
-    with contextlib.ExitStack() as stack:
-        team: Team
-        if settings.workers is not None:
-            team = stack.enter_context(on_ray(settings.workers, store, corpus.table, task, request, show=show))
-        else:
-            stack.enter_context(threads(settings.num_threads))
-            embedder = Embedder(model.module, task, config.text, model.device, half=config.precision == "bf16")
-            team = Here(Part(embedder, store, corpus.table.notes, request), request, show=show)
+    with _team(corpus, model, task, settings, request) as team:
         if isinstance(task, VideoRetrieval):
             found = find_videos(team)
             rankings, places_Q, timing = {"vr": found.vr}, found.places_Q, found.timing
@@ -222,6 +214,21 @@ def evaluate_moments(
         known = {name: ranked.rows_at(known_Q) for name, ranked in rankings.items()}
         metric.update(corpus.truth, **known, places_Q=None if places_Q is None else places_Q[known_Q])
     return MomentEvaluation(corpus, rankings, metric, timing.num_frames, settings.video_numbers)
+
+
+@contextlib.contextmanager
+def _team(
+    corpus: Corpus, model: Model, task: MomentRetrieval | VideoRetrieval, settings: Settings, request: Request
+) -> Iterator[Team]:
+    """Who searches: Ray workers, or this process."""
+    if settings.workers is not None:
+        with on_ray(settings.workers, corpus.store, corpus.table, task, request, show=model.show) as team:
+            yield team
+        return
+    half = model.config.precision == "bf16"
+    embedder = Embedder(model.module, task, model.config.text, model.device, half=half)
+    with threads(settings.num_threads):
+        yield Here(Part(embedder, corpus.store, corpus.table.notes, request), request, show=model.show)
 
 
 def _check_numbers(numbers: Mapping[str, int], videos: list[str]) -> None:

@@ -1,8 +1,7 @@
 """A search on Ray workers: each is an actor that holds one part of it (`infer.search`).
 
-Weights are read from the checkpoint and rows from the store by each worker. Vectors of queries go from worker to
-worker, best lists to this process. A worker that dies ends the search: nothing of it is worth keeping, since the same
-command starts it again.
+Each worker reads the weights from the checkpoint and its rows from the store. Vectors of queries go from worker to
+worker, best lists to this process. A worker that dies ends the search; the same command starts it anew.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Workers:
 class Member:
     """One worker: a part, and the names of its methods as messages."""
 
-    def __init__(
+    def start(
         self,
         workers: Workers,
         store: str,
@@ -64,9 +63,6 @@ class Member:
         opened = FeatureStore.open(store)
         notes = opened.annotations(*table).notes
         self._part = Part(embedder, opened, notes, request, number=number, parts=parts)
-
-    def ready(self) -> None:
-        """Return once the worker is there."""
 
     def run(self, phase: str, *given: Any) -> Iterator[int]:
         """Do a phase of the part; Ray hands on each number as it comes."""
@@ -112,18 +108,21 @@ class OnRay:
         """References, which Ray turns into values where a phase is given them."""
         return [member.give.remote(name) for member in self._members]
 
-    def wait(self) -> None:
-        """Wait until all workers are there.
+    def start(self, *told: Any) -> None:
+        """Have all workers load what they need, at once.
 
         Raises:
+            ValueError: what they are told to load cannot be.
             SearchFailed: one could not start.
         """
-        for number, member in enumerate(self._members):
-            self._get(member.ready.remote(), number, timeout_s=START_TIMEOUT_S)
+        count = len(self._members)
+        begun = [member.start.remote(*told, number, count) for number, member in enumerate(self._members)]
+        for number, reference in enumerate(begun):
+            self._get(reference, number, timeout_s=START_TIMEOUT_S)
 
     def _get(self, reference: Any, number: int, timeout_s: float | None = None) -> Any:
         import ray
-        from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+        from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
         who = f"worker {number + 1} of {len(self._members)}"
         try:
@@ -132,22 +131,16 @@ class OnRay:
             raise SearchFailed(
                 f"the search failed: {who} did not start within {timeout_s:.0f} s; is the Ray cluster busy?"
             ) from None
-        except RayActorError as error:  # also of a worker that never came to be
-            raise _explained(error, who) from error
+        except RayActorError as error:
+            raise SearchFailed(
+                f"the search failed: {who} died (killed, out of memory, or its machine is gone); start it again"
+            ) from error
         except RayTaskError as error:
             if isinstance(error.cause, ValueError | FileNotFoundError | PermissionError):
                 raise error.cause from None  # a user's mistake, as this process would have said it
             raise SearchFailed(f"the search failed: {who}: {last_line(error.cause)}") from error
-
-
-def _explained(error: BaseException, who: str) -> BaseException:
-    """Why an actor is gone."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, ValueError | FileNotFoundError | PermissionError):
-        return cause
-    return SearchFailed(
-        f"the search failed: {who} died (killed, out of memory, or its machine is gone); run the command again"
-    )
+        except RayError as error:  # such as what it was given by a worker that died since
+            raise SearchFailed(f"the search failed: {who}: {last_line(error)}") from error
 
 
 @contextmanager
@@ -173,11 +166,10 @@ def on_ray(
         gpus = ray.cluster_resources().get("GPU", 0)
         actor = ray.remote(num_cpus=workers.threads, num_gpus=_share_of_a_gpu(count, int(gpus)))(Member)
         here = replace(workers, checkpoint=_absolute(workers.checkpoint))
-        told = (here, _absolute(store.root), (table.kind, table.split), task, ray.put(request))
-        members = [actor.remote(*told, number, count) for number in range(count)]
+        members = [actor.remote() for _ in range(count)]
         team = OnRay(members, request, show=show)
         try:
-            team.wait()
+            team.start(here, _absolute(store.root), (table.kind, table.split), task, ray.put(request))
             yield team
         finally:
             for member in members:

@@ -1,15 +1,16 @@
 """A search from checkpoint to answers, by one process or by several: each holds a share of the corpus, one merges.
 
-A member of the team holds whole units of the corpus and of the queries that follow each other (`infer.embed`). It
-encodes its videos into a file of its own and its queries for everybody, ranks its videos for every query, and then
-searches those that are among the best of the whole corpus. Only best lists, `[Q, K]`, come together, so no process
-holds more than one block of states, the vectors of the queries and the lists.
+A part holds whole units of the corpus and of the queries that follow each other (`infer.embed`). It encodes its videos
+into a file of its own and its queries for everybody, ranks its videos for every query, and then searches those that are
+among the best of the whole corpus. Only best lists, `[Q, K]`, come together, so no process holds more than one block of
+states, the vectors of the queries and the lists.
 
 Legend: B videos, Q queries, D hidden width, K videos kept.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -78,6 +79,7 @@ class Part:
         """Encode the videos of this part."""
         for unit in units(self._videos.start, self._videos.stop, UNIT_VIDEOS):
             self._states.append(*self._embedder.videos(self._source, self._request.rows[unit.start : unit.stop]))
+            _give_back()
             yield len(unit)
 
     def encode_queries(self) -> Iterator[int]:
@@ -102,7 +104,9 @@ class Part:
         self._found = Best(queries, self._request.num_videos, device)
         self._own_scores_Q = torch.zeros(queries, device=device)
         alpha = self._request.how.alpha if weighted else None
-        yield from self._share.rank(self._found, self._own_scores_Q, alpha)
+        for done in self._share.rank(self._found, self._own_scores_Q, alpha):
+            _give_back()
+            yield done
 
     def place(self, own_scores_Q: np.ndarray) -> Iterator[int]:
         """Count the videos of this part in front of each query's own."""
@@ -201,6 +205,16 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _give_back() -> None:
+    """Return freed memory to the system.
+
+    Every unit has other sizes, so small allocations that stay (the kernels' caches) leave holes in glibc's heap, which
+    would grow with the corpus (benchmarks/retrieve.py fails without this).
+    """
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 def find_moments(team: Team, request: Request) -> Answers:

@@ -258,18 +258,27 @@ def test_workers_with_other_blocks_find_the_same(ray_session, checkpoint, corpus
 
 @pytest.mark.ray
 def test_a_worker_that_dies_is_one_sentence(ray_session, flags, capsys, monkeypatch):
-    start = on_ray.OnRay.wait
+    start = on_ray.OnRay.start
 
-    def start_and_kill(team: on_ray.OnRay) -> None:
-        start(team)
+    def start_and_kill(team: on_ray.OnRay, *told: Any) -> None:
+        start(team, *told)
         pid = ray_session.get(team._members[0].__ray_call__.remote(lambda member: os.getpid()))
         os.kill(pid, signal.SIGKILL)
 
-    monkeypatch.setattr(on_ray.OnRay, "wait", start_and_kill)
+    monkeypatch.setattr(on_ray.OnRay, "start", start_and_kill)
     assert evaluate.main([*flags, "--workers", "1"]) == 1
     said = capsys.readouterr().err.strip().splitlines()
     assert "the search failed: worker 1 of 1 died" in said[-1]
     assert not [line for line in said if "Traceback" in line]
+
+
+@pytest.mark.ray
+def test_what_workers_cannot_load_is_said_as_this_process_says_it(ray_session, corpus, embedder):
+    request = Request(corpus.rows, corpus.queries, corpus.own_video_Q)
+    nowhere = on_ray.Workers(1, "/nowhere/step_00000001")
+    with pytest.raises(ValueError, match=r"^/nowhere/step_00000001"):
+        with on_ray.on_ray(nowhere, corpus.store, corpus.table, embedder.task, request):
+            raise AssertionError("never reached")
 
 
 @pytest.mark.ray
