@@ -252,21 +252,24 @@ class SyntheticSource:
     def _answers(
         self, rng: np.random.Generator, asked: str, scene: Scene, scenes: list[Scene]
     ) -> tuple[tuple[str, ...], int]:
-        """Five words for `asked`, one right; wrong ones are first those of the video's other scenes."""
+        """Five words for `asked`, one right; one of the wrong ones is right for another scene, where there is one."""
         right = scene.values[asked]
-        near = list(dict.fromkeys(other.values[asked] for other in scenes if other.values[asked] != right))
-        far = [int(value) for value in rng.permutation(self.world.sizes[asked]) if value != right and value not in near]
-        options = [right, *(near + far)[: world.NUM_ANSWERS - 1]]
+        near = {other.values[asked] for other in scenes if other.values[asked] != right}
+        values = [int(value) for value in rng.permutation(self.world.sizes[asked]) if value != right]
+        values.sort(key=lambda value: value in near)  # stable: those of no scene first, in random order
+        wrong = [*values[: world.NUM_ANSWERS - 2], values[-1]]
+        options = [right, *wrong]
         order = rng.permutation(world.NUM_ANSWERS)
         return tuple(self.world.say(rng, asked, options[i]) for i in order), int(np.argmin(order))
 
     def _pair(self, rng: np.random.Generator, scene: Scene, scenes: list[Scene]) -> list[tuple[str, int]]:
         """A true statement and its opposite, in any order: one word of it tells of no scene of the video."""
-        template = world.CAPTIONS[int(rng.integers(len(world.CAPTIONS)))]
-        words = {name: self.world.say(rng, name, value) for name, value in scene.values.items()}
-        changed = world.ATTRIBUTES[int(rng.integers(len(world.ATTRIBUTES)))]
-        told = [other.values for other in scenes]
-        wrong = [v for v in range(self.world.sizes[changed]) if {**scene.values, changed: v} not in told]
+        template = world.STATEMENTS[int(rng.integers(len(world.STATEMENTS)))]
+        told = [{name: other.values[name] for name in ("who", "act", "object", "place")} for other in scenes]
+        true = told[scenes.index(scene)]
+        words = {name: self.world.say(rng, name, value) for name, value in true.items()}
+        changed = world.FALSE[int(rng.integers(len(world.FALSE)))]
+        wrong = [v for v in range(self.world.sizes[changed]) if {**true, changed: v} not in told]
         opposite = words | {changed: self.world.say(rng, changed, int(rng.choice(wrong)))}
         pair = [(template.format(**words), 1), (template.format(**opposite), 0)]
         return pair if rng.integers(2) else pair[::-1]

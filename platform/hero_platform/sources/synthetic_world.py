@@ -85,13 +85,17 @@ CAPTIONS = (
     "a {mood} {who} {act} a {object} at the {place}",
     "at the {place} the {who} {act} a {object} and feels {mood}",
 )
+STATEMENTS = (
+    "the {who} {act} the {object} at the {place}",
+    "at the {place} a {who} {act} a {object}",
+)
+FALSE = ("who", "act", "place", "object", "object")  # what a false statement is wrong about, each as often
 OPENINGS = ("", "oh", "look", "look at the", "it is so")
 NUM_ANSWERS = 5
 QUESTIONS = {
     "who": "who {act} the {object} at the {place}",
     "object": "what is it that the {who} {act} at the {place}",
     "place": "where is it that the {who} {act} the {object}",
-    "mood": "how feels the {who} who {act} the {object}",
 }
 
 

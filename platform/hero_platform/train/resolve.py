@@ -188,7 +188,8 @@ def load_weights(module: MultiTaskHero, config: RunConfig) -> str:
 
 def _same_shape(model: HeroConfig, folder: str) -> None:
     """Refuse weights of a flat model for a hierarchical one, and the other way round: layers would change their work."""
-    theirs = bool(files.read_json(files.join(folder, "config.json"))["model"].get("flat", False))
+    config = files.read_json(files.join(folder, "config.json"))
+    theirs = bool(config.get("model", {}).get("flat", False))
     if theirs != model.flat:
         names = {False: "hierarchical", True: "flat"}
         raise ValueError(
