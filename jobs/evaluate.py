@@ -1,6 +1,8 @@
-"""Evaluate a checkpoint on a split: exact metrics over every query, and prediction files.
+"""Evaluate a checkpoint on a split: exact metrics, predictions, the official submission, pictures.
 
 python -m jobs.evaluate --run finetune_tvr --corpus tvr --split val --nms 0.5
+python -m jobs.evaluate --run finetune_tvqa --corpus tvqa --split test_public
+python -m jobs.evaluate --run finetune_tvc --corpus tvc --split val --beams 5
 python -m jobs.evaluate --checkpoint PATH/step_00005000 --corpus tvr --split val --store tvr=PATH
 """
 
@@ -14,6 +16,7 @@ from jobs.cli import Parser, add_common, program_of, run_job, write_json
 
 if TYPE_CHECKING:
     from hero_platform.config import RunConfig
+    from hero_platform.infer.evaluation import Settings
 
 PROGRAM = program_of("jobs.evaluate")
 
@@ -25,19 +28,25 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--run", metavar="NAME", help="a run; takes its best checkpoint, else its last")
     which.add_argument("--checkpoint", metavar="DIR", help="a checkpoint's folder")
     built.add_argument("--step", default="", metavar="N|best|last", help="which checkpoint of --run")
-    built.add_argument("--corpus", required=True, help="corpus to search")
+    built.add_argument("--corpus", required=True, help="corpus to evaluate on")
     built.add_argument("--split", required=True, help="its split")
     built.add_argument("--store", metavar="[CORPUS=]PATH", help="its feature store (default: under HERO_HOME)")
-    built.add_argument("--nms", type=float, metavar="IOU", help="drop spans that overlap a better one more than IOU")
-    built.add_argument("--videos", type=int, default=100, metavar="N", help="videos of a query that are searched")
-    built.add_argument(
+    built.add_argument("--task", default="", metavar="KIND", help="which task, of a run that trained several")
+    search = built.add_argument_group("retrieval")
+    search.add_argument("--nms", type=float, metavar="IOU", help="drop spans that overlap a better one more than IOU")
+    search.add_argument("--videos", type=int, default=100, metavar="N", help="videos of a query that are searched")
+    search.add_argument(
         "--shortest", type=int, metavar="N", help="a moment has more than N frames (the corpus': 2 or 3)"
     )
-    built.add_argument(
+    search.add_argument(
         "--longest", type=int, metavar="N", help="and at most N (as published for the corpus: 16, 20, 6)"
     )
-    built.add_argument("--official-truncation", action="store_true", help="suppress among the first 100, not 200")
-    built.add_argument("--official-unravelling", action="store_true", help="decode moments with the official defect")
+    search.add_argument("--official-truncation", action="store_true", help="suppress among the first 100, not 200")
+    search.add_argument("--official-unravelling", action="store_true", help="decode moments with the official defect")
+    writing = built.add_argument_group("captioning")
+    writing.add_argument("--beams", type=int, default=1, metavar="N", help="width of the search (1: greedy, official)")
+    writing.add_argument("--max-tokens", type=int, default=30, metavar="N", help="of a caption, its end included (30)")
+    writing.add_argument("--tokenizer", metavar="PATH", help="the vocabulary, for a store that carries none")
     add_common(built, name="folder of the results (default: CORPUS-SPLIT-STEP inside the run's evaluations)")
     return built
 
@@ -50,68 +59,74 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _job(own: argparse.Namespace) -> int:
     from hero_platform import files, home
-    from hero_platform.corpora import CORPORA
-    from hero_platform.infer.moments import Corpus, evaluate_moments, load_model, write_evaluation
-    from hero_platform.infer.retrieve import Decoding
-    from hero_platform.report.table import result_lines
+    from hero_platform.infer.evaluation import Model, load_model, write_evaluation
+    from hero_platform.infer.evaluators import EVALUATORS, evaluated_task
     from hero_platform.store.reader import FeatureStore
 
-    checkpoint = _checkpoint(own)
-    corpus = Corpus.open(FeatureStore.open(_store(own)), own.split)
-    published = CORPORA.get(own.corpus, Decoding())
-    how = Decoding(
-        num_videos=own.videos,
-        shortest=published.shortest if own.shortest is None else own.shortest,
-        longest=published.longest if own.longest is None else own.longest,
-    )
-    if own.nms is not None and not 0 <= own.nms <= 1:
-        raise ValueError(f"--nms is an overlap between 0 and 1, not {own.nms}")
+    checkpoint, settings = _checkpoint(own), _settings(own)
+    store = FeatureStore.open(_store(own))
+    module, config = load_model(checkpoint)
+    task = evaluated_task(config, own.corpus, own.task)
+    evaluator = EVALUATORS[task.kind]
+    asked = evaluator.open(store, own.split)
     step = files.name_of(checkpoint)
     parent = home.run_dir(own.run) if own.run else home.root()
     folder = files.join(parent, "evaluations", own.name or f"{own.corpus}-{own.split}-{step}")
-    facts = {"checkpoint": checkpoint, "folder": folder, "nms": own.nms, **vars(how)}
-    facts |= {name: getattr(own, name) for name in ("official_truncation", "official_unravelling")}
-    print(f"checkpoint  {checkpoint}\nsearch      {len(corpus.queries):,} queries in {len(corpus.rows):,} videos")
+    facts = {"checkpoint": checkpoint, "folder": folder, "task": task.kind, "nms": own.nms, **vars(settings.decoding)}
+    facts |= {name: getattr(own, name) for name in ("official_truncation", "official_unravelling", "beams")}
+    print(f"checkpoint  {checkpoint}\ntask        {task.kind}: {evaluator.size(asked)}")
     if own.dry_run:
         print(f"would write {folder}")
         write_json(own.json, facts)
         return 0
-    module, config = load_model(checkpoint)
-    evaluation = evaluate_moments(
-        module,
-        config,
-        corpus,
-        how,
-        suppress_above=own.nms,
-        official_truncation=own.official_truncation,
-        official_unravelling=own.official_unravelling,
-        show=True,
-    )
-    results = {**facts, **evaluation.results()}
-    print("\n".join(result_lines(results["metrics"], results["intervals"])))
+    evaluation = evaluator.answer(asked, Model.of(module, config, show=True), task, settings)
+    print("\n".join(evaluation.lines()))
     paths = write_evaluation(folder, evaluation)
     for path in paths:
         print(f"wrote       {path}")
+    results = {**facts, **evaluation.results()}
     if own.run:
-        _keep(own, config, files.name_of(checkpoint), results["metrics"], paths)
+        _keep(own, config, folder, step, results["metrics"])
     write_json(own.json, results)
     return 0
 
 
-def _keep(
-    own: argparse.Namespace, config: RunConfig, step: str, metrics: Mapping[str, float], paths: Sequence[str]
-) -> None:
+def _settings(own: argparse.Namespace) -> Settings:
+    """How to answer."""
+    from hero_model.nn.generate import Search
+    from hero_platform.corpora import CORPORA
+    from hero_platform.infer.evaluation import Settings
+    from hero_platform.infer.retrieve import Decoding
+    from hero_platform.store.tokens import TokenizerSpec
+
+    published = CORPORA.get(own.corpus, Decoding())
+    if own.nms is not None and not 0 <= own.nms <= 1:
+        raise ValueError(f"--nms is an overlap between 0 and 1, not {own.nms}")
+    return Settings(
+        decoding=Decoding(
+            num_videos=own.videos,
+            shortest=published.shortest if own.shortest is None else own.shortest,
+            longest=published.longest if own.longest is None else own.longest,
+        ),
+        suppress_above=own.nms,
+        official_truncation=own.official_truncation,
+        official_unravelling=own.official_unravelling,
+        writing=Search(num_beams=own.beams, max_tokens=own.max_tokens),
+        tokenizer=TokenizerSpec.read(own.tokenizer) if own.tokenizer else None,
+    )
+
+
+def _keep(own: argparse.Namespace, config: RunConfig, folder: str, step: str, metrics: Mapping[str, float]) -> None:
     """Record the evaluation in the run it belongs to."""
     from hero_platform import home
     from hero_platform.train.records import close_evaluation, keep_evaluation
     from hero_platform.train.worker import only_one
 
-    folder, name = home.run_dir(own.run), f"{own.corpus}/{own.split}"
-    with only_one(folder, timeout_s=5.0):
-        tracker = keep_evaluation(config, folder, int(step.removeprefix("step_")), name, metrics)
-        for path in paths:
-            tracker.log_artifact(path, f"evaluations/{name}/{step}")
-        close_evaluation(tracker, folder)
+    run, name = home.run_dir(own.run), f"{own.corpus}/{own.split}"
+    with only_one(run, timeout_s=5.0):
+        tracker = keep_evaluation(config, run, int(step.removeprefix("step_")), name, metrics)
+        tracker.log_artifact(folder, f"evaluations/{name}/{step}")
+        close_evaluation(tracker, run)
 
 
 def _checkpoint(own: argparse.Namespace) -> str:

@@ -132,6 +132,12 @@ class RetrievalMetric:
             results |= {f"{name}/{kind}": float(self.hits(name)[kinds == kind].mean() * 100) for name in self.names()}
         return results
 
+    def curves(self) -> dict[str, np.ndarray]:
+        """`[MAX_ANSWERS]` recall in percent at K = 1, 2, ...; by task and overlap: `vcmr_iou07`, `vr`."""
+        ranks = {column: np.sort(np.concatenate(parts)) for column, parts in self.ranks.items()}
+        ks = np.arange(1, MAX_ANSWERS + 1)
+        return {column: np.searchsorted(own, ks) / len(own) * 100 for column, own in ranks.items()}
+
     def names(self) -> list[str]:
         """Names of the recalls over all queries."""
         parts = [column.partition("_") for column in self.ranks]

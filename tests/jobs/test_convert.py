@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from hero_model.official import to_official
 from hero_platform import config_io
-from hero_platform.infer.moments import load_model
+from hero_platform.infer.evaluation import load_model
 from hero_platform.train import resolve, snapshot
 from hero_platform.train.worker import build_module
 from jobs import convert

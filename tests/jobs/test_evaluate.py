@@ -26,7 +26,12 @@ def test_run_and_checkpoint_give_the_same(run: str, tiny_store: str, hero_home: 
     first = json.loads((tmp_path / "a.json").read_text())
     folder = hero_home / "runs" / run / "evaluations" / "synthetic-test-step_00000003"
     assert first["folder"] == str(folder) and f"R@1 {first['metrics']['vcmr_r1_iou05']:.2f}" in printed
-    assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "predictions.jsonl", "submission.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "metrics.json",
+        "plots",
+        "predictions.jsonl",
+        "submission.json",
+    ]
 
     assert evaluate.main(["--checkpoint", first["checkpoint"], *where, "--json", str(tmp_path / "b.json")]) == 0
     second = json.loads((tmp_path / "b.json").read_text())
@@ -90,3 +95,26 @@ def test_the_corpus_sets_how_long_a_moment_may_be(run: str, tiny_store: str, tmp
         assert evaluate.main(["--run", run, *where, *extra, "--dry-run"]) == 0
         facts = json.loads((tmp_path / "a.json").read_text())
         assert (facts["shortest"], facts["longest"]) == limits
+
+
+@pytest.mark.parametrize(
+    ("recipe", "corpus", "metric", "official"),
+    [
+        ("finetune_tvqa", "tvqa", "accuracy", "submission.json"),
+        ("finetune_violin", "violin", "accuracy", "submission.json"),
+        ("finetune_tvc", "tvc", "cider_d", "submission.jsonl"),
+    ],
+)
+def test_every_kind_of_task(recipe: str, corpus: str, metric: str, official: str, tiny_store: str, hero_home, tmp_path):
+    store = f"{corpus}={tiny_store}"
+    settings = ["--name", "short", "--store", store, "--model", "debug", "--steps", "3", "--batch", "8"]
+    assert train.main([recipe, *settings, "--tracking.kind", "none", "--evaluation.every", "0"]) == 0
+    where = ["--run", "short", "--corpus", corpus, "--split", "test", "--store", store]
+    assert evaluate.main([*where, "--json", str(tmp_path / "a.json")]) == 0
+    found = json.loads((tmp_path / "a.json").read_text())
+    folder = Path(found["folder"])
+    assert {path.name for path in folder.iterdir()} == {"metrics.json", "plots", "predictions.jsonl", official}
+    assert list((folder / "plots").iterdir()) and 0 <= found["metrics"][metric] <= 1000
+    kept = [json.loads(line) for line in (hero_home / "runs" / "short" / "metrics.jsonl").read_text().splitlines()]
+    assert kept[-1]["metrics"][f"eval/{corpus}/test/{metric}"] == found["metrics"][metric]
+    assert (hero_home / "runs" / "short" / "artifacts" / "evaluations" / corpus / "test" / folder.name[-13:]).is_dir()

@@ -1,4 +1,4 @@
-"""Scoring prediction files offline equals the official evaluator on its own results (golden/metrics)."""
+"""Scoring prediction files offline equals the official evaluators on their own results (golden/metrics)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from jobs import score
 REPO = Path(__file__).resolve().parents[2]
 SHARED = REPO.parent / "shared" / "golden"
 GOLDEN = Path(os.environ.get("HERO_GOLDEN_DIR") or (SHARED if SHARED.is_dir() else REPO / "tests" / "golden"))
+REAL = REPO.parent / "shared" / "real"
+CAPTIONS = sorted((GOLDEN / "metrics").glob("caption_*.json"))
 CASES = sorted((GOLDEN / "metrics").glob("retrieval_*.json"))
 TASKS = ("VCMR", "SVMR", "VR")
 
@@ -101,3 +103,105 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys):
         assert score.main([str(tmp_path / "p.jsonl"), "--reference", str(reference)]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize("form", ["submission.jsonl", "predictions.jsonl"])
+@pytest.mark.parametrize("path", CAPTIONS, ids=lambda path: path.stem)
+def test_captions_equal_the_official_values(path: Path, form: str, tmp_path: Path, capsys):
+    case = json.loads(path.read_text("utf-8"))
+    numbered = iter(range(10_000))
+    rows = [{**row, "descs": [{**d, "desc_id": next(numbered)} for d in row["descs"]]} for row in case["references"]]
+    reference = write_lines(tmp_path / "r.jsonl", rows)
+    ours = [{"clip": str(row["clip_id"]), "caption": row["descs"][0]["desc"]} for row in case["hypotheses"]]
+    given = write_lines(tmp_path / form, case["hypotheses"] if form.startswith("sub") else ours)
+    assert score.main([given, "--reference", reference, "--corpus", "tvc", "--json", str(tmp_path / "a.json")]) == 0
+    found, wanted = json.loads((tmp_path / "a.json").read_text())["metrics"], case["corpus_scores_x100"]
+    names = {"bleu1": "Bleu_1", "bleu2": "Bleu_2", "bleu3": "Bleu_3", "bleu4": "Bleu_4", "rouge_l": "ROUGE_L"}
+    for name, official in {**names, "cider_d": "CIDEr", "meteor": "METEOR"}.items():
+        if name in found:
+            assert found[name] == pytest.approx(wanted[official], rel=1e-12)
+    assert found.keys() >= {*names, "cider_d"}
+    assert "cider_d" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/real")
+def test_the_sample_captions_of_tvc(tmp_path: Path):
+    predictions = REAL / "tvc" / "tvc_val_first200_sample_predictions.jsonl"
+    reference = REAL / "tvc" / "tvc_val_first200_refs_from_tvr.jsonl"
+    out = str(tmp_path / "a.json")
+    assert score.main([str(predictions), "--reference", str(reference), "--corpus", "tvc", "--json", out]) == 0
+    found = json.loads(Path(out).read_text())
+    assert found["clips"] == 200 and 5 < found["metrics"]["cider_d"] < 100
+    low, high = found["intervals"]["cider_d"]
+    assert low < found["metrics"]["cider_d"] < high
+
+
+def question(number: int, right: int | None, text: str, ts: Any = "3-9") -> dict[str, Any]:
+    answers = {f"a{place}": f"answer {place}" for place in range(5)}
+    hidden = {} if right is None else {"answer_idx": right}
+    return {"qid": number, "vid_name": f"v{number % 3}", "q": text, "ts": ts, **answers, **hidden}
+
+
+def test_answers_by_hand(tmp_path: Path, capsys):
+    """Four questions that count: two right, one wrong, one not answered; a hidden one and a stranger do not count."""
+    rows = [question(1, 0, "What is it?"), question(2, 3, "Who is it?"), question(3, 1, "what now?", "nan")]
+    rows += [question(4, 2, "Name it."), question(5, None, "Why?")]
+    reference = write_lines(tmp_path / "r.jsonl", rows)
+    official = write_lines(tmp_path / "s.json", [{"1": 0, "2": 3, "3": 4, "5": 1, "99": 0}])
+    out = str(tmp_path / "a.json")
+    command = ["--reference", reference, "--corpus", "tvqa", "--json", out]
+    assert score.main([official, *command]) == 0
+    found = json.loads(Path(out).read_text())
+    assert (found["answers"], found["unanswered"], found["strangers"]) == (4, 1, 1)
+    assert found["metrics"] == {"accuracy": 50, "accuracy/what": 50, "accuracy/who": 100, "accuracy/other": 0}
+    ours = [{"question": "1", "answer": 0, "span": [3.0, 9.0]}, {"question": "2", "answer": 1, "span": [3.0, 6.0]}]
+    assert score.main([write_lines(tmp_path / "p.jsonl", [*ours, {"question": "3", "answer": 1}]), *command]) == 0
+    metrics = json.loads(Path(out).read_text())["metrics"]
+    assert metrics["accuracy"] == 50 and metrics["span_iou"] == pytest.approx(75)
+    assert metrics["span_r1_iou05"] == 100 and metrics["answer_and_span"] == 50
+
+
+def test_statements_by_hand(tmp_path: Path):
+    rows = [
+        {"paired_id": f"a-{number}-{side}", "vid_name": "v", "statement": "x", "answer": side}
+        for number in (0, 1)
+        for side in (0, 1)
+    ]
+    reference = write_lines(tmp_path / "r.jsonl", rows)
+    given = write_lines(tmp_path / "s.json", [{row["paired_id"]: int(row["paired_id"] != "a-0-0") for row in rows}])
+    out = str(tmp_path / "a.json")
+    assert score.main([given, "--reference", reference, "--corpus", "violin", "--json", out]) == 0
+    assert json.loads(Path(out).read_text())["metrics"] == {"accuracy": 75}
+
+
+@pytest.mark.parametrize(
+    ("corpus", "lines", "message"),
+    [
+        ("tvqa", '{"question": "1", "answer": "b"}', "p.jsonl:1: the answer to 1 is 'b', not the number of one"),
+        ("tvqa", '{"question": "1"}', "p.jsonl:1: question 1 has no answer"),
+        ("tvqa", '{"1": 0}\n{"1": 0}', "p.jsonl:2: 1 is answered twice"),
+        ("tvqa", '{"7": 0}', "nothing the reference asks is answered"),
+        ("tvqa", "[1]", "p.jsonl:1: not a JSON object"),
+        ("tvqa", "", "no answers in it"),
+        ("tvqa", '{"question": "1", "answer": 0, "span": [1]}', "p.jsonl:1: the span of 1"),
+        ("tvc", '{"clip": "1"}', "p.jsonl:1: no prediction of captioning"),
+        ("tvc", '{"clip": "1", "caption": "x"}\n{"clip_id": 1, "descs": [{"desc": "x"}]}', "clip 1 is described twice"),
+        ("tvc", '{"clip": "2", "caption": "x"}', "no caption was predicted for 1"),
+        ("nothing", "", "--corpus is one of tvr"),
+    ],
+)
+def test_mistakes_in_other_kinds_are_one_line(corpus: str, lines: str, message: str, tmp_path: Path, capsys):
+    rows = {
+        "tvqa": [question(1, 0, "What?")],
+        "tvc": [{"clip_id": 1, "vid_name": "v", "ts": [0, 3], "descs": [{"desc": "a b", "desc_id": 5}]}],
+    }
+    reference = write_lines(tmp_path / "r.jsonl", rows.get(corpus, []))
+    (tmp_path / "p.jsonl").write_text(lines + "\n")
+    assert score.main([str(tmp_path / "p.jsonl"), "--reference", reference, "--corpus", corpus]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

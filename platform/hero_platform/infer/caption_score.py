@@ -15,8 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from hero_model.metrics.base import bootstrap_interval
 from hero_model.metrics.caption import Scores, check_cover, score
 
+MEANS = ("rouge_l", "cider_d")  # metrics of a split that are means over its clips: BLEU and METEOR pool counts
 _PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())
 _TOKENIZER = "tokenizer/stanford-corenlp-3.4.1.jar"
 _METEOR = "meteor/meteor-1.5.jar"
@@ -68,6 +72,18 @@ def score_captions(predicted: Mapping[str, str], references: Mapping[str, Sequen
         clip_ids=clip_ids,
         note=note,
     )
+
+
+def mean_intervals(scores: CaptionScores, videos: Sequence[object]) -> dict[str, list[float]]:
+    """95% bootstrap intervals of the metrics that are means over clips, those of one video drawn together.
+
+    Args:
+        scores: of a split.
+        videos: the video of each of `scores.clip_ids`.
+    """
+    numbers = {video: number for number, video in enumerate(dict.fromkeys(videos))}
+    groups = np.array([numbers[video] for video in videos])
+    return {name: list(bootstrap_interval(np.array(scores.clips[name]), groups)) for name in MEANS}
 
 
 def _ascii(text: str) -> str:

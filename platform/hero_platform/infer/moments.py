@@ -1,7 +1,6 @@
-"""Moment and video retrieval on a split, from a checkpoint to metrics and prediction files (hero.md 4.2, 4.3).
+"""Moment and video retrieval on a split: rankings of every query, and what they are worth (hero.md 4.2, 4.3).
 
-Files of an evaluation: `metrics.json`; `predictions.jsonl`, one query a line with ids and seconds, all that a scorer
-needs; `submission.json`, the official form, where a query without an integer id is its number in the split.
+In the submission, a query without an integer id is its number in the split.
 """
 
 from __future__ import annotations
@@ -9,24 +8,24 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from hero_model.metrics.retrieval import MAX_ANSWERS, Ranked, RetrievalMetric, Truth
-from hero_model.multitask import MultiTaskHero
 from hero_model.tasks import MomentRetrieval, VideoRetrieval
-from hero_model.tasks.alignment import Alignment
-from hero_platform import files
-from hero_platform.config import RunConfig
 from hero_platform.infer.embed import Embedder
-from hero_platform.infer.retrieve import Decoding, retrieve, retrieve_videos
-from hero_platform.infer.retrieve import official_unravelling as unravel_officially
+from hero_platform.infer.evaluation import Model, Settings, Submission
+from hero_platform.infer.retrieve import official_unravelling, retrieve, retrieve_videos
+from hero_platform.report.plots import MomentCase, moments_figure, recall_figure, times_figure
+from hero_platform.report.table import result_lines
 from hero_platform.store.reader import FeatureStore
 from hero_platform.store.table import AnnotationTable
-from hero_platform.train import snapshot
-from hero_platform.train.summary import unique_tasks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NUM_SHOWN_QUERIES, NUM_SHOWN_ANSWERS = 6, 3  # in the picture of moments
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,15 @@ class Corpus:
         return Truth(self.own_video_Q[self.known_Q], self.table.all_spans_s[known], tags)
 
     @property
+    def truth_spans_Q2(self) -> np.ndarray:
+        """[Q, 2] float64 seconds of each query's moment, NaN where hidden."""
+        return self.table.spans_s[self.queries]
+
+    def text_of(self, query: int) -> str:
+        """The text of query number `query`."""
+        return self.table.table.column("text")[int(self.queries[query])].as_py()
+
+    @property
     def known_Q(self) -> np.ndarray:
         """[Q] bool: whose video is not hidden, so that answers can be scored."""
         return self.own_video_Q >= 0
@@ -86,7 +94,7 @@ class MomentEvaluation:
     lengths_B: np.ndarray  # [B] int64 frames searched of each video
 
     def results(self) -> dict[str, Any]:
-        """For `metrics.json` and `--json`: recalls in percent, their 95% intervals, and what was counted."""
+        """Recalls in percent, their 95% intervals, and what was counted."""
         names = self.metric.names()
         return {
             "store": self.corpus.store.digest,
@@ -98,91 +106,105 @@ class MomentEvaluation:
             "intervals": {name: list(self.metric.interval(name)) for name in names},
         }
 
+    def lines(self) -> list[str]:
+        """One task and overlap a line."""
+        found = self.results()
+        return result_lines(found["metrics"], found["intervals"])
 
-def load_model(folder: str) -> tuple[MultiTaskHero, RunConfig]:
-    """The model of a checkpoint, in evaluation mode, and the run that made it.
+    def predictions(self) -> Iterator[dict[str, Any]]:
+        """Per query: id, text, answers as `[video, start_s, end_s, score]`; of videos as `[video, score]`."""
+        corpus, ids = self.corpus, self.corpus.video_ids
+        for number, row in enumerate(corpus.queries.tolist()):
+            answers = {
+                task: [[ids[int(video)], *rest] for video, *rest in ranked.rows(number)]
+                for task, ranked in self.rankings.items()
+            }
+            answers["vr"] = [[video, score] for video, _, _, score in answers["vr"]]
+            yield {"query": corpus.table.ids[row], "text": corpus.text_of(number), **answers}
 
-    Raises:
-        ValueError: no valid checkpoint is there.
-    """
-    from hero_platform import config_io
+    def submission(self) -> Submission:
+        """`{"video2idx", "VCMR", "SVMR", "VR"}`."""
+        corpus = self.corpus
+        ids = [corpus.table.ids[row] for row in corpus.queries.tolist()]
+        numbers = [int(name) for name in ids] if all(name.isdigit() for name in ids) else list(range(len(ids)))
+        names = corpus.video_ids
+        order = {name: number for number, name in enumerate(sorted(names))}
+        result: dict[str, Any] = {"video2idx": order}
+        for task, ranked in self.rankings.items():
+            result[task.upper()] = [
+                {
+                    "desc_id": number,
+                    "desc": "",
+                    "predictions": [[order[names[int(video)]], *rest] for video, *rest in ranked.rows(query)],
+                }
+                for query, number in enumerate(numbers)
+            ]
+        return Submission("submission.json", json.dumps(result) + "\n")
 
-    found = snapshot.load(folder)
-    config = config_io.from_json(json.dumps(found.config))
-    module = MultiTaskHero(config.model, unique_tasks(config))
-    module.load_state_dict(found.model)
-    return module.eval(), config
+    def figures(self) -> dict[str, Figure]:
+        """Recall over the number of answers; a few queries on their video's timeline; found against true times."""
+        if not self.corpus.known_Q.any():
+            return {}
+        figures = {"recall": recall_figure(self.metric.curves())}
+        if "svmr" not in self.rankings:
+            return figures
+        timed = np.flatnonzero(self.corpus.known_Q & ~np.isnan(self.corpus.truth_spans_Q2).any(axis=1))
+        timed = timed[self.rankings["svmr"].videos_QN[timed, 0] >= 0]
+        if len(timed):
+            found_N2 = self.rankings["svmr"].spans_QN2[timed, 0]
+            figures["times"] = times_figure(self.corpus.truth_spans_Q2[timed], found_N2)
+            figures["moments"] = moments_figure([self._case(query) for query in _spread(timed)])
+        return figures
 
-
-def search_task(config: RunConfig) -> MomentRetrieval | VideoRetrieval:
-    """The run's retrieval task; after pre-training alone, moment retrieval that packs as its VSM did.
-
-    Raises:
-        ValueError: the run trained no query head.
-    """
-    tasks = [entry.task for entry in config.mixture if isinstance(entry.task, Alignment)]
-    for task in tasks:
-        if isinstance(task, MomentRetrieval | VideoRetrieval):
-            return task
-    if not tasks:
-        kinds = ", ".join(entry.task.kind for entry in config.mixture)
-        raise ValueError(f"run {config.name} trained {kinds}: nothing in it learns to search moments or videos")
-    return MomentRetrieval(max_frames=tasks[0].max_frames, context=tasks[0].context)
+    def _case(self, query: int) -> MomentCase:
+        """One query with the best answers inside its video."""
+        corpus = self.corpus
+        row = corpus.rows[corpus.own_video_Q[query]]
+        start_s, end_s = corpus.truth_spans_Q2[query].tolist()
+        found = [(start, end) for _, start, end, _ in self.rankings["svmr"].rows(query)[:NUM_SHOWN_ANSWERS]]
+        return MomentCase(
+            text=corpus.text_of(query),
+            video=str(corpus.store.index.ids[row]),
+            duration_s=float(corpus.store.index.durations_s[row]),
+            true_s=(start_s, end_s),
+            predicted={"found": found},
+        )
 
 
 def evaluate_moments(
-    module: MultiTaskHero,
-    config: RunConfig,
-    corpus: Corpus,
-    how: Decoding,
-    *,
-    suppress_above: float | None = None,
-    official_truncation: bool = False,
-    official_unravelling: bool = False,
-    device: torch.device | None = None,
-    show: bool = False,
+    corpus: Corpus, model: Model, task: MomentRetrieval | VideoRetrieval, settings: Settings
 ) -> MomentEvaluation:
-    """Search every query's moment, or its video where the run learnt to find videos, in the whole split.
+    """Search every query's moment, or its video where the task is to find videos, in the whole split.
 
     Args:
-        module: the model, in evaluation mode.
-        config: the run it comes from.
         corpus: what to search.
-        how: limits and weights of the search.
-        suppress_above: non-maximum suppression drops spans that overlap a better one more than this; None: off.
-        official_truncation: suppress among the first 100 answers, as officially, not among all that were kept.
-        official_unravelling: decode moments in the corpus with the official defect (`retrieve.official_unravelling`).
-        device: where to run; None: a GPU if there is one.
-        show: progress bars.
+        model: it must have trained the query head.
+        task: how it packs.
+        settings: limits of the search, suppression and the official defects.
 
     Raises:
-        ValueError: the store's features or tokenizer are not those of the run.
+        ValueError: the store is not one this model can read.
     """
-    store = corpus.store
-    if (store.frame_dim, store.text_ids) != (config.model.frame_dim, config.text):
-        raise ValueError(
-            f"{store.root} has features of width {store.frame_dim} and {store.text_ids.vocab_size} words; "
-            f"run {config.name} was trained with width {config.model.frame_dim} and {config.text.vocab_size} words"
-        )
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    task, half = search_task(config), config.precision == "bf16"
-    embedder = Embedder(module.to(device), task, config.text, device, half=half, show=show)
+    store, config, show = corpus.store, model.config, model.show
+    model.check_store(store)
+    half = config.precision == "bf16"
+    embedder = Embedder(model.module, task, config.text, model.device, half=half, show=show)
     videos = embedder.videos(store, corpus.rows)
     query_QD = embedder.queries(corpus.table.notes, corpus.queries)
-    own_Q = corpus.own_video_Q
+    own_Q, how = corpus.own_video_Q, settings.decoding
     places_Q = None
     if isinstance(task, VideoRetrieval):
         found = retrieve_videos(embedder.head, videos, query_QD, own_Q, num_videos=how.num_videos, show=show)
         rankings, places_Q = {"vr": found.vr}, found.places_Q
     else:
         answers = retrieve(embedder.head, videos, query_QD, own_Q, how, show=show)
-        if official_unravelling:
-            answers = replace(answers, vcmr=unravel_officially(answers, videos, task.max_frames))
+        if settings.official_unravelling:
+            answers = replace(answers, vcmr=official_unravelling(answers, videos, task.max_frames))
         rankings = {"vcmr": answers.vcmr, "svmr": answers.svmr, "vr": answers.vr}
-    if official_truncation:
+    if settings.official_truncation:
         rankings = {name: ranked.top(MAX_ANSWERS) for name, ranked in rankings.items()}
-    if suppress_above is not None:
-        rankings |= {name: rankings[name].suppressed(suppress_above) for name in ("vcmr", "svmr") if name in rankings}
+    if (limit := settings.suppress_above) is not None:
+        rankings |= {name: rankings[name].suppressed(limit) for name in ("vcmr", "svmr") if name in rankings}
     rankings = {name: ranked.top(MAX_ANSWERS) for name, ranked in rankings.items()}
     metric, known_Q = RetrievalMetric(), corpus.known_Q
     if known_Q.any():  # a hidden split has predictions and no metrics
@@ -191,47 +213,7 @@ def evaluate_moments(
     return MomentEvaluation(corpus, rankings, metric, np.diff(videos.offsets))
 
 
-def write_evaluation(folder: str, evaluation: MomentEvaluation) -> list[str]:
-    """Write the three files; returns their paths."""
-    texts = {
-        "metrics.json": json.dumps(evaluation.results(), indent=2) + "\n",
-        "predictions.jsonl": "".join(json.dumps(line) + "\n" for line in prediction_lines(evaluation)),
-        "submission.json": json.dumps(submission(evaluation)) + "\n",
-    }
-    files.makedirs(folder)
-    for name, text in texts.items():
-        files.write_bytes(files.join(folder, name), text.encode())
-    return [files.join(folder, name) for name in texts]
-
-
-def prediction_lines(evaluation: MomentEvaluation) -> Iterator[dict[str, Any]]:
-    """One entry per query: id, text, answers as `[video, start_s, end_s, score]`; of videos as `[video, score]`."""
-    corpus, ids = evaluation.corpus, evaluation.corpus.video_ids
-    texts = corpus.table.table.column("text").to_pylist()
-    for number, row in enumerate(corpus.queries.tolist()):
-        answers = {
-            task: [[ids[int(video)], *rest] for video, *rest in ranked.rows(number)]
-            for task, ranked in evaluation.rankings.items()
-        }
-        answers["vr"] = [[video, score] for video, _, _, score in answers["vr"]]
-        yield {"query": corpus.table.ids[row], "text": texts[row], **answers}
-
-
-def submission(evaluation: MomentEvaluation) -> dict[str, Any]:
-    """The official result file: `{"video2idx", "VCMR", "SVMR", "VR"}`."""
-    corpus = evaluation.corpus
-    ids = [corpus.table.ids[row] for row in corpus.queries.tolist()]
-    numbers = [int(name) for name in ids] if all(name.isdigit() for name in ids) else list(range(len(ids)))
-    names = corpus.video_ids
-    order = {name: number for number, name in enumerate(sorted(names))}
-    result: dict[str, Any] = {"video2idx": order}
-    for task, ranked in evaluation.rankings.items():
-        result[task.upper()] = [
-            {
-                "desc_id": number,
-                "desc": "",
-                "predictions": [[order[names[int(video)]], *rest] for video, *rest in ranked.rows(query)],
-            }
-            for query, number in enumerate(numbers)
-        ]
-    return result
+def _spread(queries: np.ndarray) -> list[int]:
+    """A few of these queries, evenly spread."""
+    places = np.linspace(0, len(queries) - 1, min(NUM_SHOWN_QUERIES, len(queries))).round().astype(int)
+    return [int(query) for query in queries[places]]

@@ -1,10 +1,11 @@
-"""Pictures: predicted and true moments on a timeline, and loss curves by task."""
+"""Pictures: moments on timelines, recall and loss curves, tables of counts, captions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from matplotlib.figure import Figure
 
 TRUE_COLOR = "#2a9d4a"
@@ -57,6 +58,111 @@ def loss_figure(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> 
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("step")
         axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def recall_figure(curves: Mapping[str, np.ndarray]) -> Figure:
+    """Recall over the number of answers looked at, one panel a task, one curve an overlap.
+
+    Args:
+        curves: `vcmr_iou07` or `vr` -> `[K]` percent at 1 to K answers.
+    """
+    tasks = list(dict.fromkeys(name.partition("_")[0] for name in curves))
+    figure = Figure(figsize=(3.6 * len(tasks), 3.0), layout="constrained")
+    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        own = {name: curve for name, curve in curves.items() if name.partition("_")[0] == task}
+        for color, (name, curve) in zip(COLORS, own.items(), strict=False):
+            cut = name.partition("_iou")[2]
+            label = f"IoU {cut[0]}.{cut[1:]}" if cut else "right video"
+            axes.plot(np.arange(1, len(curve) + 1), curve, color=color, label=label)
+        axes.set_xscale("log")
+        axes.set_ylim(0, 100)
+        axes.set_title(task.upper(), fontsize=10)
+        axes.set_xlabel("answers K")
+        axes.legend(frameon=False, fontsize=8)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("R@K (%)")
+    return figure
+
+
+def times_figure(true_N2: np.ndarray, found_N2: np.ndarray) -> Figure:
+    """Start and end of the best answer inside the right video against the true ones, in seconds.
+
+    Args:
+        true_N2: `[N, 2]`.
+        found_N2: `[N, 2]`.
+    """
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    longest = float(max(true_N2.max(), found_N2.max()))
+    for axes, side, name in zip(figure.subplots(1, 2), range(2), ("start", "end"), strict=True):
+        axes.plot([0, longest], [0, longest], color=TRUE_COLOR, linewidth=1)
+        alpha = min(1.0, max(0.05, 60 / len(true_N2)))
+        axes.plot(true_N2[:, side], found_N2[:, side], ".", color=COLORS[0], alpha=alpha, markersize=4)
+        axes.set_xlabel(f"true {name} (s)")
+        axes.set_ylabel(f"found {name} (s)")
+        axes.set_aspect("equal")
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of counts to draw, rows of which add up to what was asked."""
+
+    counts: np.ndarray  # [R, C] int64
+    rows: Sequence[str]
+    columns: Sequence[str]
+    row_title: str
+    column_title: str
+
+
+def grid_figure(grid: Grid) -> Figure:
+    """Shares of each row by shade, with share and count in each cell: a confusion matrix."""
+    totals = grid.counts.sum(axis=1, keepdims=True)
+    shares = grid.counts / np.maximum(totals, 1)
+    num_rows, num_columns = grid.counts.shape
+    figure = Figure(figsize=(2.2 + 1.1 * num_columns, 1.4 + 0.5 * num_rows), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for row in range(num_rows):
+        for column in range(num_columns):
+            color = "white" if shares[row, column] > 0.6 else "black"
+            text = f"{shares[row, column]:.0%}\n{grid.counts[row, column]:,}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
+    axes.set_xticks(range(num_columns), grid.columns)
+    labels = [f"{name} ({total:,})" for name, total in zip(grid.rows, totals[:, 0].tolist(), strict=True)]
+    axes.set_yticks(range(num_rows), labels)
+    axes.set_xlabel(grid.column_title)
+    axes.set_ylabel(grid.row_title)
+    return figure
+
+
+@dataclass(frozen=True)
+class CaptionCase:
+    """A clip of a video, what was written about it, and what people wrote."""
+
+    video: str
+    duration_s: float
+    span_s: tuple[float, float]  # NaN: the whole video
+    written: str
+    references: Sequence[str]
+
+
+def captions_figure(cases: Sequence[CaptionCase]) -> Figure:
+    """Each clip on the timeline of its video, with its captions below."""
+    figure = Figure(figsize=(10, 1.25 * len(cases)), layout="constrained")
+    for axes, case in zip(figure.subplots(len(cases), 1, squeeze=False)[:, 0], cases, strict=True):
+        start_s, end_s = (0.0, case.duration_s) if np.isnan(case.span_s).any() else case.span_s
+        _bar(axes, 0, (0.0, case.duration_s), "#dddddd", 1.0)
+        _bar(axes, 0, (start_s, end_s), COLORS[0], 1.0)
+        axes.set_xlim(0, case.duration_s)
+        axes.set_yticks([])
+        axes.tick_params(axis="x", labelsize=7)
+        reference = f'"{case.references[0]}"' if case.references else "hidden"
+        title = f'{case.video}, {start_s:g}-{end_s:g} s\nwritten: "{case.written}"\nperson: {reference}'
+        axes.set_title(title, loc="left", fontsize=8)
+        axes.spines[["top", "right", "left"]].set_visible(False)
     return figure
 
 

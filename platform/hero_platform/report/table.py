@@ -52,6 +52,16 @@ def result_lines(metrics: Mapping[str, float], intervals: Mapping[str, Sequence[
     return [f"{label.ljust(width)}  {'  '.join(cells)}" for label, cells in rows.items()]
 
 
+def mean_lines(metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> list[str]:
+    """Means for a terminal, one a line: `accuracy 71.20 (69.0-73.3)`, groups below."""
+    width = max(map(len, metrics), default=0)
+    lines = []
+    for name, value in metrics.items():
+        low_high = f" ({intervals[name][0]:.1f}-{intervals[name][1]:.1f})" if name in intervals else ""
+        lines.append(f"{name.ljust(width)}  {value:.2f}{low_high}")
+    return lines
+
+
 def title(name: str) -> str:
     """`vcmr_r1_iou05` -> `R@1 IoU 0.5`; the task is named where it is not VCMR."""
     task, recall, *cut = name.split("_")

@@ -297,6 +297,7 @@ def _publish(
         source=plan.settings["source"],
         build=_record(infos, seconds),
     )
+    settings.tokenizer.write(out)
     manifest.write(out)
     return manifest
 

@@ -5,7 +5,7 @@ A `TokenizerSpec` carries the vocabulary itself (1-2 MB), not a path, so a worke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
@@ -15,6 +15,9 @@ from hero_model.text import VOCABULARY_FILES, RobertaTokenizer, Tokenizer, Varia
 from hero_platform import files
 
 Kind = Literal["roberta", "words", "ids"]
+
+FOLDER = "tokenizer"  # inside a store; the manifest's digest of the tokenizer says whether it is intact
+WORDS_FILE = "words.txt"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,34 @@ class TokenizerSpec:
         if path.endswith(".txt") and files.exists(path):
             return cls.of_words(files.read_bytes(path).decode("utf-8").split())
         return cls.roberta(path)
+
+    @classmethod
+    def of_store(cls, root: str, described: Mapping[str, Any]) -> TokenizerSpec:
+        """The vocabulary a store carries beside its shards.
+
+        Args:
+            root: the store.
+            described: what its manifest says of its tokenizer (`describe`).
+
+        Raises:
+            ValueError: it carries none, or one that is not its own.
+        """
+        folder = files.join(root, FOLDER)
+        names = files.listdir(folder)
+        if not names:
+            raise ValueError(f"{root} carries no vocabulary, only token ids: name its vocabulary with --tokenizer PATH")
+        spec = cls.read(files.join(folder, WORDS_FILE) if WORDS_FILE in names else folder)
+        if spec.digest != described["digest"]:
+            raise ValueError(f"{folder} is not the vocabulary the store was built with: it was changed or damaged")
+        return spec
+
+    def write(self, root: str) -> None:
+        """Put the vocabulary beside a store's shards; nothing where only special ids are known."""
+        contents = dict(self.vocabulary_files)
+        if self.words:
+            contents[WORDS_FILE] = ("\n".join(self.words) + "\n").encode()
+        for name, content in contents.items():
+            files.write_bytes(files.join(root, FOLDER, name), content)
 
     def check_fits(self, described: dict[str, Any], where: str) -> None:
         """Refuse to tokenise for a store whose texts went through another vocabulary.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,22 +11,25 @@ import torch
 from hero_model.config import debug
 from hero_model.multitask import MultiTaskHero
 from hero_model.nn.generate import Search
-from hero_model.tasks import Captioning, Mlm
+from hero_model.tasks import Captioning
 from hero_platform.config import Entry, RunConfig, StoreRef
 from hero_platform.infer.caption_score import score_captions
-from hero_platform.infer.captions import Clips, describe_clips, submission_lines
+from hero_platform.infer.captions import CaptionEvaluation, Clips, caption_clips, describe_clips
+from hero_platform.infer.evaluation import Model, Settings
 from hero_platform.sources.synthetic import SyntheticSource
 from hero_platform.store.reader import FeatureStore
+from hero_platform.store.tokens import TokenizerSpec
 from hero_platform.train.resolve import resolve
 
-HOW = Search(max_tokens=6)
+HOW = Settings(writing=Search(max_tokens=6))
+TASK = Captioning()
 
 
 @pytest.fixture(scope="module")
 def written(tiny_store):
     config = RunConfig(
         recipe="captions",
-        mixture=(Entry(Captioning(), "synthetic"),),
+        mixture=(Entry(TASK, "synthetic"),),
         stores=(StoreRef("synthetic", tiny_store),),
         model=debug(),
         batch=8,
@@ -34,24 +38,26 @@ def written(tiny_store):
     )
     config = resolve(config)
     torch.manual_seed(0)
-    module = MultiTaskHero(config.model, (Captioning(),)).eval()
+    module = MultiTaskHero(config.model, (TASK,))
     clips = Clips.open(FeatureStore.open(tiny_store), "val")
-    tokenizer = SyntheticSource().tokenizer()
-    return module, config, clips, tokenizer, describe_clips(module, config, clips, tokenizer, HOW)
+    model = Model.of(module, config, device=torch.device("cpu"))
+    return model, clips, describe_clips(clips, model, TASK, HOW, SyntheticSource().tokenizer())
 
 
 def test_every_clip_is_described_whatever_the_blocks(written):
-    module, config, clips, tokenizer, captions = written
+    model, clips, captions = written
     assert list(captions) == list(clips.ids) == list(clips.references)
     assert len(clips.ids) == len(clips.table)  # each synthetic caption is about a scene of its own
     assert len(set(captions.values())) > 1
     for block in (1, 3):
-        assert describe_clips(module, config, clips, tokenizer, HOW, block=block) == captions
+        assert describe_clips(clips, model, TASK, HOW, SyntheticSource().tokenizer(), block=block) == captions
 
 
 def test_the_official_form(written):
-    _, _, clips, _, captions = written
-    lines = list(submission_lines(clips, captions))
+    _, clips, captions = written
+    name, text = CaptionEvaluation(clips, captions, None).submission()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert name == "submission.jsonl"
     assert [line["descs"] for line in lines] == [[{"desc": text}] for text in captions.values()]
     for line, row in zip(lines, clips.rows.tolist(), strict=True):
         assert line["vid_name"] == clips.table.videos[row]
@@ -59,7 +65,7 @@ def test_the_official_form(written):
 
 
 def test_captions_of_one_clip_share_its_line(written):
-    _, _, clips, _, _ = written
+    _, clips, _ = written
     table = clips.table.table
     group = ["7"] * 3 + [str(number) for number in range(100, 97 + len(table))]
     grouped = replace(clips.table, table=table.append_column("group", [group]))
@@ -70,17 +76,34 @@ def test_captions_of_one_clip_share_its_line(written):
 
 
 def test_captions_are_scored_against_the_split(written, monkeypatch):
-    _, _, clips, _, captions = written
+    model, clips, captions = written
     monkeypatch.setattr("hero_platform.infer.caption_score._jars", lambda: (None, "no Java"))
-    assert score_captions(captions, clips.references).values.keys() >= {"bleu4", "rouge_l", "cider_d"}
+    found = caption_clips(clips, model, TASK, HOW)  # with the vocabulary that the store carries
+    results = found.results()
+    assert found.written == captions and results["clips"] == len(clips.ids) and results["note"] == "no Java"
+    assert results["metrics"].keys() >= {"bleu4", "rouge_l", "cider_d"}
+    assert results["intervals"].keys() == {"rouge_l", "cider_d"}
+    low, high = results["intervals"]["rouge_l"]
+    assert low < results["metrics"]["rouge_l"] < high
     perfect = {clip: texts[0] for clip, texts in clips.references.items()}
     assert score_captions(perfect, clips.references).values["rouge_l"] == pytest.approx(100.0)
 
 
-def test_a_run_without_captions_is_refused(written):
-    module, config, clips, tokenizer, _ = written
-    other = replace(config, mixture=(Entry(Mlm(), "synthetic"),))
-    with pytest.raises(ValueError, match="trained no captioning"):
-        describe_clips(module, other, clips, tokenizer, HOW)
-    with pytest.raises(ValueError, match="special ids"):
-        describe_clips(module, replace(config, text=replace(config.text, mask=7)), clips, tokenizer, HOW)
+def test_a_hidden_split_is_described_and_not_scored(written):
+    model, clips, captions = written
+    hidden = replace(clips, references={clip: [] for clip in clips.ids})
+    found = caption_clips(hidden, model, TASK, HOW)
+    assert found.written == captions and found.results()["metrics"] == {} and "hides" in found.lines()[-1]
+    assert list(found.figures()) == ["captions"]
+
+
+def test_another_vocabulary_is_refused(written, tmp_path):
+    model, clips, _ = written
+    other = TokenizerSpec.of_words(["only", "these"])
+    with pytest.raises(ValueError, match="went through another vocabulary"):
+        caption_clips(clips, model, TASK, replace(HOW, tokenizer=other))
+    with pytest.raises(ValueError, match="carries no vocabulary"):
+        TokenizerSpec.of_store(str(tmp_path), clips.store.manifest.tokenizer)
+    other.write(str(tmp_path))
+    with pytest.raises(ValueError, match="not the vocabulary the store was built with"):
+        TokenizerSpec.of_store(str(tmp_path), clips.store.manifest.tokenizer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ import torch
 from hero_model.config import debug
 from hero_model.metrics.retrieval import Ranked, RetrievalMetric
 from hero_model.multitask import MultiTaskHero
-from hero_model.tasks import Fom, MomentRetrieval, VideoRetrieval, Vsm
+from hero_model.tasks import Entailment, Fom, MomentRetrieval, VideoQa, VideoRetrieval, Vsm
 from hero_platform.config import Entry, RunConfig
 from hero_platform.infer.embed import Embedder, VideoStates
-from hero_platform.infer.moments import Corpus, evaluate_moments, search_task, write_evaluation
+from hero_platform.infer.evaluation import Model, Settings, write_evaluation
+from hero_platform.infer.evaluators import evaluated_task
+from hero_platform.infer.moments import Corpus, MomentEvaluation, evaluate_moments
 from hero_platform.infer.retrieve import Answers, Decoding, official_unravelling, retrieve, retrieve_videos
 from hero_platform.store.reader import FeatureStore
 
@@ -49,6 +52,12 @@ def module(config: RunConfig) -> MultiTaskHero:
     return MultiTaskHero(config.model, (MomentRetrieval(),)).eval()
 
 
+def found_in(corpus: Corpus, module: MultiTaskHero, config: RunConfig, **settings: Any) -> MomentEvaluation:
+    """Evaluate the run's only task on the CPU."""
+    model = Model.of(module, config, device=CPU)
+    return evaluate_moments(corpus, model, config.mixture[0].task, Settings(**settings))
+
+
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (3, 5, 2, 7), (100, 100, 100, 100)])
 def test_blocks_change_nothing_beyond_rounding(store, config, module, sizes):
     corpus = Corpus.open(store, "test")
@@ -75,10 +84,11 @@ def test_blocks_change_nothing_beyond_rounding(store, config, module, sizes):
 
 def test_evaluation_counts_each_query_once_and_writes_what_it_found(store, config, module, tmp_path: Path):
     corpus = Corpus.open(store, "val")
-    evaluation = evaluate_moments(module, config, corpus, Decoding(), device=CPU)
+    evaluation = found_in(corpus, module, config)
     assert corpus.left_out == 0 and len(corpus.queries) == len(store.annotations("moments", "val"))
     paths = write_evaluation(str(tmp_path), evaluation)
-    assert [Path(path).name for path in paths] == ["metrics.json", "predictions.jsonl", "submission.json"]
+    names = ["metrics.json", "predictions.jsonl", "submission.json", "recall.png", "times.png", "moments.png"]
+    assert [Path(path).name for path in paths] == names and all(Path(path).stat().st_size > 100 for path in paths)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["metrics"] == evaluation.metric.compute() and metrics["queries"] == len(corpus.queries)
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
@@ -95,11 +105,11 @@ def test_evaluation_counts_each_query_once_and_writes_what_it_found(store, confi
 
 def test_suppression_leaves_no_overlapping_answers(store, config, module):
     corpus = Corpus.open(store, "val")
-    evaluation = evaluate_moments(module, config, corpus, Decoding(), suppress_above=0.0, device=CPU)
+    evaluation = found_in(corpus, module, config, suppress_above=0.0)
     for video, start, end, _ in (rows := evaluation.rankings["svmr"].rows(0)):
         others = [row for row in rows if row[:3] != [video, start, end]]
         assert all(other[1] >= end or other[2] <= start for other in others)
-    assert len(rows) < len(evaluate_moments(module, config, corpus, Decoding(), device=CPU).rankings["svmr"].rows(0))
+    assert len(rows) < len(found_in(corpus, module, config).rankings["svmr"].rows(0))
 
 
 def test_a_model_that_has_learned_finds_moments(store, config):
@@ -124,21 +134,37 @@ def test_a_model_that_has_learned_finds_moments(store, config):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    metrics = evaluate_moments(module.eval(), config, corpus, Decoding(), device=CPU).metric.compute()
+    metrics = found_in(corpus, module, config).metric.compute()
     assert metrics["svmr_r1_iou05"] > 70 and metrics["vcmr_r10_iou05"] > 50
 
 
 def test_pretrained_alone_searches_as_its_vsm_packs(config):
     vsm = replace(config, mixture=(Entry(Fom(), "synthetic"), Entry(Vsm(context=2, max_frames=30), "synthetic")))
-    assert search_task(vsm) == MomentRetrieval(context=2, max_frames=30)
-    with pytest.raises(ValueError, match="fom: nothing in it learns to search"):
-        search_task(replace(config, mixture=(Entry(Fom(), "synthetic"),)))
+    assert evaluated_task(vsm, "tvr") == MomentRetrieval(context=2, max_frames=30)
+    with pytest.raises(ValueError, match="fom: nothing in it answers annotations"):
+        evaluated_task(replace(config, mixture=(Entry(Fom(), "synthetic"),)), "tvr")
+
+
+def test_of_several_tasks_the_corpus_or_the_user_chooses(config):
+    entries = (
+        Entry(MomentRetrieval(), "tvr"),
+        Entry(VideoQa(), "tvqa"),
+        Entry(Entailment(), "tvqa"),
+        Entry(Fom(), "tv"),
+    )
+    several = replace(config, mixture=entries)
+    assert evaluated_task(several, "tvr").kind == "moment_retrieval"
+    assert evaluated_task(several, "tvqa", "entailment").kind == "entailment"
+    with pytest.raises(ValueError, match="trained video_qa, entailment: choose one with --task KIND"):
+        evaluated_task(several, "tvqa")
+    with pytest.raises(ValueError, match="did not train captioning"):
+        evaluated_task(several, "tvc", "captioning")
 
 
 def test_another_store_is_refused(store, config, module):
     wider = replace(config, model=replace(config.model, frame_dim=99))
     with pytest.raises(ValueError, match=r"width 16 .* trained with width 99"):
-        evaluate_moments(module, wider, Corpus.open(store, "val"), Decoding(), device=CPU)
+        found_in(Corpus.open(store, "val"), module, wider)
 
 
 def test_impossible_limits_are_refused():
@@ -148,11 +174,11 @@ def test_impossible_limits_are_refused():
 
 def test_parts_of_a_split_merge(store, config, module):
     corpus = Corpus.open(store, "val")
-    whole = evaluate_moments(module, config, corpus, Decoding(), device=CPU).metric
+    whole = found_in(corpus, module, config).metric
     merged = RetrievalMetric()
     for part in (slice(0, 5), slice(5, None)):
         piece = replace(corpus, queries=corpus.queries[part], own_video_Q=corpus.own_video_Q[part])
-        merged.merge(evaluate_moments(module, config, piece, Decoding(), device=CPU).metric)
+        merged.merge(found_in(piece, module, config).metric)
     assert merged.compute() == pytest.approx(whole.compute())
 
 
@@ -161,7 +187,7 @@ def test_video_retrieval_ranks_videos_and_places_the_right_one(store, config, mo
     task = VideoRetrieval(video_only=video_only, context=0)
     corpus = Corpus.open(store, "val")
     settings = replace(config, mixture=(Entry(task, "synthetic"),))
-    found = evaluate_moments(module, settings, corpus, Decoding(num_videos=3), device=CPU)
+    found = found_in(corpus, module, settings, decoding=Decoding(num_videos=3))
     assert list(found.rankings) == ["vr"] and found.rankings["vr"].videos_QN.shape[1] == 3
     embedder = Embedder(module, task, config.text, CPU)
     states = embedder.videos(store, corpus.rows)
@@ -196,8 +222,8 @@ def test_places_do_not_depend_on_blocks(store, config, module, sizes):
 def test_hidden_queries_are_answered_and_not_scored(store, config, module, tmp_path: Path):
     corpus = Corpus.open(store, "val")
     hidden = replace(corpus, own_video_Q=np.full(len(corpus.queries), -1))
-    found = evaluate_moments(module, config, hidden, Decoding(), device=CPU)
-    seen = evaluate_moments(module, config, corpus, Decoding(), device=CPU)
+    found = found_in(hidden, module, config)
+    seen = found_in(corpus, module, config)
     assert found.results()["metrics"] == {} and found.results()["intervals"] == {}
     assert found.rankings["vcmr"].rows(0) == seen.rankings["vcmr"].rows(0) and found.rankings["svmr"].rows(0) == []
     write_evaluation(str(tmp_path), found)
