@@ -239,7 +239,7 @@ class SyntheticSource:
             tokens = tokenizer.encode(answers, "query")
             yield note("questions", rank, scene, text, answers=answers, answers_tokens=tokens, label=label)
         for rank, scene in enumerate(self._pick(rng, scenes, self.statement_pairs_per_video)):
-            for half, (text, label) in enumerate(self._pair(rng, scene, scenes)):
+            for half, (text, label) in enumerate(self._opposites(rng, scene, scenes)):
                 yield note("statements", f"{rank}-{half}", scene, text, label=label)
         for rank, scene in enumerate(self._pick(rng, scenes, self.captions_per_video)):
             yield note("captions", rank, scene, self.world.describe(rng, world.CAPTIONS, scene.values))
@@ -262,15 +262,19 @@ class SyntheticSource:
         order = rng.permutation(world.NUM_ANSWERS)
         return tuple(self.world.say(rng, asked, options[i]) for i in order), int(np.argmin(order))
 
-    def _pair(self, rng: np.random.Generator, scene: Scene, scenes: list[Scene]) -> list[tuple[str, int]]:
-        """A true statement and its opposite, in any order: one word of it tells of no scene of the video."""
+    def _opposites(self, rng: np.random.Generator, scene: Scene, scenes: list[Scene]) -> list[tuple[str, int]]:
+        """A true statement and its opposite, in any order; one word of that names what is in no scene of the video.
+
+        None if the video has everything, which takes more scenes than an attribute has values.
+        """
         template = world.STATEMENTS[int(rng.integers(len(world.STATEMENTS)))]
-        told = [{name: other.values[name] for name in ("who", "act", "object", "place")} for other in scenes]
-        true = told[scenes.index(scene)]
-        words = {name: self.world.say(rng, name, value) for name, value in true.items()}
-        changed = world.FALSE[int(rng.integers(len(world.FALSE)))]
-        wrong = [v for v in range(self.world.sizes[changed]) if {**true, changed: v} not in told]
-        opposite = words | {changed: self.world.say(rng, changed, int(rng.choice(wrong)))}
+        words = {name: self.world.say(rng, name, scene.values[name]) for name in world.STATED}
+        changed = str(rng.choice(world.STATED))
+        told = {other.values[changed] for other in scenes}
+        absent = [value for value in range(self.world.sizes[changed]) if value not in told]
+        if not absent:
+            return []
+        opposite = words | {changed: self.world.say(rng, changed, int(rng.choice(absent)))}
         pair = [(template.format(**words), 1), (template.format(**opposite), 0)]
         return pair if rng.integers(2) else pair[::-1]
 

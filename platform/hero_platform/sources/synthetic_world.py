@@ -85,11 +85,8 @@ CAPTIONS = (
     "a {mood} {who} {act} a {object} at the {place}",
     "at the {place} the {who} {act} a {object} and feels {mood}",
 )
-STATEMENTS = (
-    "the {who} {act} the {object} at the {place}",
-    "at the {place} a {who} {act} a {object}",
-)
-FALSE = ("who", "act", "place", "object", "object")  # what a false statement is wrong about, each as often
+STATED = ("who", "act", "object")
+STATEMENTS = ("the {who} {act} the {object}", "a {who} {act} a {object}", "the {object} that the {who} {act}")
 OPENINGS = ("", "oh", "look", "look at the", "it is so")
 NUM_ANSWERS = 5
 QUESTIONS = {
