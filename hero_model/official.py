@@ -7,6 +7,9 @@ key and value projections of a layer as one matrix, and we neither store the tie
 
 from __future__ import annotations
 
+import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,9 +132,14 @@ def read_state(path: str | Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # notes on pickle protocols; what cannot be read raises
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file provokes
         reason = str(error).strip().split("\n")[0]
+        if isinstance(error, pickle.UnpicklingError):  # whose text advises to run what is in the file
+            code = re.search(r"GLOBAL (\S+)", str(error))
+            reason = f"it wants to run {code[1]}, and code is refused" if code else "a damaged pickle, or objects in it"
         raise ValueError(f"{path} is no readable checkpoint of tensors and plain values: {reason}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict of named tensors")

@@ -8,18 +8,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jobs.cli import Parser, add_common, program_of, run_job, write_json
+from jobs.store_sources import add_sources, chosen_source
 
 if TYPE_CHECKING:
     from hero_platform.sources.base import Source
     from hero_platform.store.reader import FeatureStore
-    from hero_platform.store.tokens import TokenizerSpec
 
 PROGRAM = program_of("jobs.build_store")
 _EXAMPLES = f"""examples:
   {PROGRAM} lmdb --txt-db txt_db/tv_subtitles.db --video-db video_db/tv --corpus tv
   {PROGRAM} npz --features features --subtitles subs.jsonl --tokenizer roberta --corpus mine
+  {PROGRAM} conquer tvr_feature_release.tar.gz --subtitles subs.jsonl --tokenizer roberta --corpus tv
   {PROGRAM} synthetic --videos 1000 --seed 0
-  {PROGRAM} annotations --corpus tvr --split val tvr_val_release.jsonl --store outputs/stores/tvr/x --tokenizer roberta
+  {PROGRAM} annotations --corpus tvr --split val tvr_val_release.jsonl --store outputs/stores/tvr/x
   {PROGRAM} annotations --corpus tv --splits txt_db/pretrain_splits/tv_train.json txt_db/pretrain_splits/tv_val.json
   {PROGRAM} inspect outputs/stores/synthetic/synthetic"""
 
@@ -36,20 +37,20 @@ def _build(own: argparse.Namespace) -> int:
     from hero_platform import files, home
     from hero_platform.store.build import build
 
-    source, tokenizer, feature_set = _SOURCES[own.command](own)
-    out = own.out or files.join(home.root(), "stores", own.corpus, own.name or feature_set)
-    if own.dry_run:
-        return _dry_run(own, source, out, feature_set)
-    manifest = build(
-        source,
-        out,
-        corpus=own.corpus,
-        feature_set=feature_set,
-        tokenizer=tokenizer,
-        shard_bytes=int(own.shard_mb * 1e6),
-        keep_float32=own.keep_float32,
-        workers=own.workers,
-    )
+    with chosen_source(own) as (source, tokenizer, feature_set):
+        out = own.out or files.join(home.root(), "stores", own.corpus, own.name or feature_set)
+        if own.dry_run:
+            return _dry_run(own, source, out, feature_set)
+        manifest = build(
+            source,
+            out,
+            corpus=own.corpus,
+            feature_set=feature_set,
+            tokenizer=tokenizer,
+            shard_bytes=int(own.shard_mb * 1e6),
+            keep_float32=own.keep_float32,
+            workers=own.workers,
+        )
     totals = {name: manifest.total(f"num_{name}") for name in ("rows", "frames", "segments", "tokens", "bytes")}
     print(f"store    {out}\ndigest   {manifest.digest}")
     print(f"videos   {totals['rows']:,} in {len(manifest.shards)} shards, {totals['bytes'] / 1e6:,.1f} MB")
@@ -160,100 +161,12 @@ def _annotation_file(own: argparse.Namespace, store: FeatureStore) -> dict[str, 
     return facts
 
 
-def _lmdb(own: argparse.Namespace) -> tuple[Source, TokenizerSpec, str]:
-    """HERO's released databases, which hold token ids already."""
-    from hero_platform import files
-    from hero_platform.sources.lmdb import LmdbSource
-    from hero_platform.store.tokens import TokenizerSpec
-
-    named = files.join(own.video_db, own.feature_set) if own.feature_set else ""
-    source = LmdbSource(
-        features=named if named and files.exists(named) else own.video_db,
-        subtitles=own.txt_db,
-        queries=tuple(own.query_db),
-        splits=tuple(own.splits),
-        interval_s=own.interval,
-    )
-    folder = str(source.provenance()["features"]).rsplit("/", 1)[-1]
-    tokenizer = TokenizerSpec.roberta(own.tokenizer) if own.tokenizer else TokenizerSpec.ids_only(source.text_ids)
-    return source, tokenizer, own.feature_set or folder.removesuffix("_compressed")
-
-
-def _npz(own: argparse.Namespace) -> tuple[Source, TokenizerSpec, str]:
-    """One .npz of features per video, and subtitles as text."""
-    from hero_model.config import TextIds
-    from hero_platform import files
-    from hero_platform.sources.npz import NpzSource, feature_arrays
-    from hero_platform.store.tokens import TokenizerSpec
-
-    if own.subtitles and not own.tokenizer:
-        raise ValueError("subtitles need --tokenizer DIR, a folder with RoBERTa's vocabulary")
-    source = NpzSource(
-        features=tuple(own.features),
-        arrays=tuple(own.arrays) or feature_arrays(own.features[0]),
-        subtitles=own.subtitles,
-        splits=tuple(own.splits),
-        interval_s=own.interval,
-    )
-    tokenizer = TokenizerSpec.roberta(own.tokenizer) if own.tokenizer else TokenizerSpec.ids_only(TextIds())
-    return source, tokenizer, own.feature_set or files.name_of(own.features[0])
-
-
-def _synthetic(own: argparse.Namespace) -> tuple[Source, TokenizerSpec, str]:
-    """The generated corpus."""
-    from hero_platform.sources.synthetic import SyntheticSource
-    from hero_platform.store.tokens import TokenizerSpec
-
-    num_val = own.videos // 10 if own.val_videos is None else own.val_videos
-    num_test = own.videos // 5 if own.test_videos is None else own.test_videos
-    if num_val + num_test > own.videos:
-        raise ValueError(f"--videos {own.videos} is less than --val-videos {num_val} plus --test-videos {num_test}")
-    chosen = {"frame_dim": own.frame_dim, "vocab_size": own.vocab, "annotated_train": own.annotated_train}
-    source = SyntheticSource(
-        num_train=own.videos - num_val - num_test,
-        num_val=num_val,
-        num_test=num_test,
-        seed=own.seed or 0,
-        interval_s=own.interval,
-        shuffle_subtitles=own.shuffle_subtitles,
-        hide=own.hide,
-        **{name: value for name, value in chosen.items() if value is not None},
-    )
-    return source, TokenizerSpec.of_words(source.words()), own.feature_set or "synthetic"
-
-
-_SOURCES = {"lmdb": _lmdb, "npz": _npz, "synthetic": _synthetic}
-
-
 def _parser() -> Parser:
     """The job's command line."""
     parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="SOURCE", parser_class=Parser)
 
-    lmdb = _command(commands, "lmdb", "HERO's released databases")
-    lmdb.add_argument("--video-db", required=True, metavar="DIR", help="a data set's folder, or one LMDB folder in it")
-    lmdb.add_argument("--txt-db", metavar="DIR", help="its subtitle database, e.g. tv_subtitles.db")
-    lmdb.add_argument("--query-db", nargs="+", default=[], metavar="[SPLIT=]DIR", help="annotations, e.g. tvr_train.db")
-    _add_texts(lmdb)
-
-    npz = _command(commands, "npz", "one .npz of features per video")
-    npz.add_argument("--features", nargs="+", required=True, metavar="DIR", help="folders whose features are joined")
-    npz.add_argument("--arrays", nargs="+", default=[], metavar="NAME", help="arrays of a file to join, in order")
-    npz.add_argument("--subtitles", metavar="PATH", help="a .jsonl file, or a folder with one .srt or .vtt per video")
-    _add_texts(npz)
-
-    synthetic = _command(commands, "synthetic", "a generated corpus with real structure, no download")
-    synthetic.add_argument("--videos", type=_count, default=1000, metavar="N", help="over all splits (default 1000)")
-    synthetic.add_argument("--val-videos", type=_count, metavar="N", help="of these (default a tenth)")
-    synthetic.add_argument("--test-videos", type=_count, metavar="N", help="of these (default a fifth)")
-    synthetic.add_argument("--frame-dim", type=_count, metavar="V", help="width of a frame feature")
-    synthetic.add_argument("--vocab", type=_count, metavar="N", help="size of the vocabulary")
-    synthetic.add_argument("--annotated-train", type=_count, metavar="N", help="train videos that carry annotations")
-    synthetic.add_argument("--shuffle-subtitles", action="store_true", help="control: subtitles of other videos")
-    synthetic.add_argument(
-        "--hide", choices=["frames", "subtitles"], default="", help="zero the frames, or empty the subtitles"
-    )
-    synthetic.add_argument("--corpus", default="synthetic", help="name of the data set (default synthetic)")
+    add_sources(commands)
 
     annotations = commands.add_parser(
         "annotations", help="add a public annotation file to a finished store, or set the splits of its videos"
@@ -262,9 +175,7 @@ def _parser() -> Parser:
     annotations.add_argument("--corpus", required=True, help="whose file it is: tvr, how2r, didemo, msrvtt, tvqa, ...")
     annotations.add_argument("--split", help="the split that FILE holds")
     annotations.add_argument("--store", metavar="PATH", help="the store (default: the corpus' one under HERO_HOME)")
-    annotations.add_argument(
-        "--tokenizer", metavar="PATH", help="the store's vocabulary: RoBERTa's folder, or words.txt"
-    )
+    annotations.add_argument("--tokenizer", metavar="PATH", help="the vocabulary, for a store that carries none")
     annotations.add_argument("--splits", nargs="+", default=[], metavar="[SPLIT=]FILE", help="JSON lists of video ids")
     add_common(annotations, name="unused here")
 
@@ -272,44 +183,6 @@ def _parser() -> Parser:
     inspect.add_argument("path", metavar="PATH", help="folder or s3:// URL of a store")
     add_common(inspect, name="unused here")
     return parser
-
-
-def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
-    """One source, with the flags that every build has."""
-    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"Build a store from {text}.")
-    command.add_argument("--out", metavar="PATH", help="folder or s3:// URL (default HERO_HOME/stores/CORPUS/NAME)")
-    command.add_argument("--feature-set", metavar="NAME", help="name of the visual features")
-    command.add_argument(
-        "--interval", type=float, default=1.5, metavar="S", help="seconds between frames (default 1.5)"
-    )
-    command.add_argument("--keep-float32", action="store_true", help="store features as float32, not float16")
-    command.add_argument("--shard-mb", type=float, default=256, metavar="MB", help="size of a shard (default 256)")
-    command.add_argument("--workers", type=_positive, default=2, metavar="N", help="tasks at once (default 2)")
-    add_common(command, name="folder of the store under stores/CORPUS (default: the feature set)")
-    return command
-
-
-def _add_texts(command: argparse.ArgumentParser) -> None:
-    """Flags of the sources that read foreign files."""
-    command.add_argument("--splits", nargs="+", default=[], metavar="[SPLIT=]FILE", help="JSON lists of ids of a split")
-    command.add_argument("--tokenizer", metavar="DIR", help="RoBERTa vocabulary, for texts without token ids")
-    command.add_argument("--corpus", required=True, help="name of the data set")
-
-
-def _count(text: str) -> int:
-    """Parse an int that is not negative."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
-
-
-def _positive(text: str) -> int:
-    """Parse an int of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
 
 
 if __name__ == "__main__":

@@ -43,6 +43,9 @@ def parser() -> argparse.ArgumentParser:
     )
     search.add_argument("--official-truncation", action="store_true", help="suppress among the first 100, not 200")
     search.add_argument("--official-unravelling", action="store_true", help="decode moments with the official defect")
+    search.add_argument(
+        "--video-numbers", metavar="FILE", help="the benchmark's numbers of videos (TVR: tvr_video2dur_idx.json)"
+    )
     writing = built.add_argument_group("captioning")
     writing.add_argument("--beams", type=int, default=1, metavar="N", help="width of the search (1: greedy, official)")
     writing.add_argument("--max-tokens", type=int, default=30, metavar="N", help="of a caption, its end included (30)")
@@ -95,6 +98,7 @@ def _settings(own: argparse.Namespace) -> Settings:
     """How to answer."""
     from hero_model.nn.generate import Search
     from hero_platform.corpora import CORPORA
+    from hero_platform.corpora.tvr import read_video_numbers
     from hero_platform.infer.evaluation import Settings
     from hero_platform.infer.retrieve import Decoding
     from hero_platform.store.tokens import TokenizerSpec
@@ -111,6 +115,7 @@ def _settings(own: argparse.Namespace) -> Settings:
         suppress_above=own.nms,
         official_truncation=own.official_truncation,
         official_unravelling=own.official_unravelling,
+        video_numbers=read_video_numbers(own.video_numbers, own.split) if own.video_numbers else None,
         writing=Search(num_beams=own.beams, max_tokens=own.max_tokens),
         tokenizer=TokenizerSpec.read(own.tokenizer) if own.tokenizer else None,
     )

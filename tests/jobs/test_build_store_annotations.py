@@ -60,11 +60,11 @@ def test_a_table_is_added_and_the_store_stays(store, vocabulary, tmp_path, capsy
     assert np.array_equal(other.all_spans_s, other.spans_s[:, None]) and other.tags == other.groups == ()
 
 
-def test_the_same_file_gives_the_same_table(store, vocabulary, tmp_path):
+def test_the_same_file_gives_the_same_table_with_the_vocabulary_the_store_carries(store, vocabulary, tmp_path):
     command = ["annotations", "--corpus", "didemo", "--split", "extra", didemo(tmp_path, "val-000001")]
     digests = []
-    for _ in range(2):
-        assert build_store.main([*command, "--store", store, "--tokenizer", vocabulary]) == 0
+    for named in (["--tokenizer", vocabulary], []):
+        assert build_store.main([*command, "--store", store, *named]) == 0
         digests.append(FeatureStore.open(store).annotations("moments", "extra").digest)
     assert digests[0] == digests[1] and len(list(Path(store).glob("annotations/moments/extra-*"))) == 1
 
@@ -73,7 +73,6 @@ def test_mistakes_are_one_line(store, tmp_path, capsys):
     path = didemo(tmp_path, "val-000001")
     (tmp_path / "other.txt").write_text("other\nwords\n", "utf-8")
     for extra, message in (
-        (["--corpus", "didemo", "--split", "x", path], "add --tokenizer"),
         (
             ["--corpus", "didemo", "--split", "x", path, "--tokenizer", str(tmp_path / "other.txt")],
             "another vocabulary",
@@ -86,6 +85,9 @@ def test_mistakes_are_one_line(store, tmp_path, capsys):
         assert build_store.main(["annotations", "--store", store, *extra]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+    shutil.rmtree(Path(store) / "tokenizer")  # as in a store whose source gave ids only
+    assert build_store.main(["annotations", "--store", store, "--corpus", "didemo", "--split", "x", path]) == 2
+    assert "carries no vocabulary, only token ids: name its vocabulary with --tokenizer" in capsys.readouterr().err
 
 
 def test_splits_are_set_beside_the_store(store, tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -65,15 +66,35 @@ def test_roberta_gives_its_part_of_the_initial_weights(tmp_path: Path):
     assert set(others) <= {"v_encoder.mask_embedding.weight", "v_encoder.pad"}  # a run draws the rest itself
 
 
-def test_mistakes_are_one_line(tmp_path: Path, capsys):
+@pytest.mark.parametrize(
+    ("writer", "reason"),
+    [
+        ("zip", "it wants to run posix.mkdir, and code is refused"),
+        ("legacy", "it wants to run posix.mkdir, and code is refused"),
+        ("pickle", "a damaged pickle, or objects in it"),  # of a protocol that checkpoints do not use
+    ],
+)
+def test_code_in_a_checkpoint_is_refused_and_not_run(writer: str, reason: str, tmp_path: Path, capsys, recwarn):
     class Evil:
         def __reduce__(self):
-            return os.system, ("true",)
+            return os.mkdir, (str(tmp_path / "ran"),)
 
-    torch.save({"v_encoder": Evil()}, tmp_path / "evil.pt")
+    state = {"v_encoder.f_encoder.embeddings.word_embeddings.weight": torch.ones(2, 2), "hidden": Evil()}
+    if writer == "pickle":
+        (tmp_path / "evil.pt").write_bytes(pickle.dumps({"hidden": Evil()}))
+    else:
+        torch.save(state, tmp_path / "evil.pt", _use_new_zipfile_serialization=writer == "zip")
+    assert convert.main(["checkpoint", str(tmp_path / "evil.pt"), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert f"evil.pt is no readable checkpoint of tensors and plain values: {reason}\n" in error
+    assert error.count("\n") == 1
+    assert list(recwarn) == []  # which would be further lines
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
+
+
+def test_mistakes_are_one_line(tmp_path: Path, capsys):
     save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors")
     for words, message in (
-        (["checkpoint", str(tmp_path / "evil.pt")], "no readable checkpoint"),
         (["checkpoint", str(tmp_path / "none.pt")], "there is no checkpoint file"),
         (["checkpoint", str(tmp_path / "x.safetensors")], "holds no HERO weights"),
         (["roberta", str(tmp_path)], "no RoBERTa weights there"),

@@ -49,6 +49,23 @@ def test_dry_run_writes_nothing(run: str, tiny_store: str, hero_home: Path, caps
     assert not (hero_home / "runs" / run / "evaluations").exists()
 
 
+def test_submissions_name_videos_by_the_benchmarks_numbers(run: str, tiny_store: str, hero_home: Path, capsys):
+    numbers = {"val": {f"val-{number:06d}": [30.0, 500 + number] for number in range(8)}}
+    path = hero_home / "numbers.json"
+    path.write_text(json.dumps(numbers))
+    where = ["--run", run, "--corpus", "synthetic", "--split", "val", "--store", tiny_store]
+    assert evaluate.main([*where, "--video-numbers", str(path), "--name", "x"]) == 0
+    official = json.loads((hero_home / "runs" / run / "evaluations" / "x" / "submission.json").read_text())
+    assert official["video2idx"]["val-000003"] == 503
+    assert {row[0] for entry in official["VCMR"] for row in entry["predictions"]} <= set(range(500, 508))
+    del numbers["val"]["val-000003"]
+    path.write_text(json.dumps(numbers))
+    assert evaluate.main([*where, "--video-numbers", str(path)]) == 2
+    assert "no number for val-000003 and 0 more videos" in capsys.readouterr().err
+    assert evaluate.main([*where, "--split", "test", "--video-numbers", str(path)]) == 2
+    assert "has no videos of split 'test', only val" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [

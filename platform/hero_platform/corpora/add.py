@@ -34,14 +34,15 @@ def add_annotations(
         split: name of the table.
         path: the file.
         store: what its videos are looked up in.
-        tokenizer: the store's own; None only with `dry_run`.
+        tokenizer: the store's own; None: the one it carries.
         dry_run: report, and write nothing.
 
     Returns:
         `report.corpus_report`, and the table's `table` (its file) and `digest` if one was written.
 
     Raises:
-        ValueError: the file has no usable annotation, or the tokenizer is not the store's.
+        ValueError: the file has no usable annotation, or the tokenizer is not the store's, or none was given and the
+            store carries none.
     """
     examples: list[Annotation] = []
     rejects: list[Reject] = []
@@ -56,8 +57,7 @@ def add_annotations(
         )
     if dry_run:
         return corpus_report(corpus, split, examples, rejects, store)
-    if tokenizer is None:
-        raise ValueError(f"texts of {corpus.name} need the tokenizer of {store.root}: add --tokenizer")
+    tokenizer = tokenizer or TokenizerSpec.of_store(store.root, store.manifest.tokenizer)
     tokenizer.check_fits(store.manifest.tokenizer, store.root)
     parsed = len(rejects)
     source = {"corpus": corpus.name, "file": files.name_of(path), "sha256": files.sha256_file(path)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from hero_platform import files
 from hero_platform.corpora.base import Corpus, Row, commonest, number, seconds, words
 from hero_platform.sources.base import Annotation
 
@@ -35,6 +36,22 @@ def _convert(row: Row, split: str) -> Iterator[Annotation]:
         spans=spans,
         tag=tag,
     )
+
+
+def read_video_numbers(path: str, split: str) -> dict[str, int]:
+    """The numbers by which TVR's submissions name videos: `{split: {video: [seconds, number]}}`.
+
+    Raises:
+        ValueError: the file is not of that form, or has no such split.
+    """
+    value = files.read_json(path)
+    if not isinstance(value, dict) or split not in value:
+        known = ", ".join(value) if isinstance(value, dict) else "no splits"
+        raise ValueError(f"{path} has no videos of split {split!r}, only {known}")
+    try:
+        return {str(video): int(entry[1]) for video, entry in value[split].items()}
+    except (AttributeError, TypeError, ValueError, IndexError, KeyError) as error:
+        raise ValueError(f"{path}: not split -> video -> [seconds, number]: {error!r}") from error
 
 
 def _several(spans: Any) -> tuple[tuple[float, float], ...]:

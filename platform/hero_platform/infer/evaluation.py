@@ -41,6 +41,7 @@ class Settings:
     suppress_above: float | None = None  # retrieval: drop spans that overlap a better one more than this
     official_truncation: bool = False  # retrieval: suppress among the first 100 answers, as officially
     official_unravelling: bool = False  # retrieval: decode moments with the official defect
+    video_numbers: Mapping[str, int] | None = None  # retrieval: the benchmark's numbers of videos, for its submission
     writing: Search = field(default_factory=Search)  # captioning
     tokenizer: TokenizerSpec | None = None  # captioning: None takes the one the store carries
 

@@ -6,7 +6,7 @@ In the submission, a query without an integer id is its number in the split.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +92,7 @@ class MomentEvaluation:
     rankings: dict[str, Ranked]  # "vcmr", "svmr" and "vr", or "vr" alone; suppressed if the evaluation asked for it
     metric: RetrievalMetric
     lengths_B: np.ndarray  # [B] int64 frames searched of each video
+    numbers: Mapping[str, int] | None = None  # the benchmark's own numbers of the videos, for the submission
 
     def results(self) -> dict[str, Any]:
         """Recalls in percent, their 95% intervals, and what was counted."""
@@ -123,12 +124,12 @@ class MomentEvaluation:
             yield {"query": corpus.table.ids[row], "text": corpus.text_of(number), **answers}
 
     def submission(self) -> Submission:
-        """`{"video2idx", "VCMR", "SVMR", "VR"}`."""
+        """`{"video2idx", "VCMR", "SVMR", "VR"}`; videos are numbered as the benchmark does, else in order of name."""
         corpus = self.corpus
         ids = [corpus.table.ids[row] for row in corpus.queries.tolist()]
         numbers = [int(name) for name in ids] if all(name.isdigit() for name in ids) else list(range(len(ids)))
         names = corpus.video_ids
-        order = {name: number for number, name in enumerate(sorted(names))}
+        order = self.numbers or {name: number for number, name in enumerate(sorted(names))}
         result: dict[str, Any] = {"video2idx": order}
         for task, ranked in self.rankings.items():
             result[task.upper()] = [
@@ -183,10 +184,12 @@ def evaluate_moments(
         settings: limits of the search, suppression and the official defects.
 
     Raises:
-        ValueError: the store is not one this model can read.
+        ValueError: the store is not one this model can read, or a video has no number in `settings.video_numbers`.
     """
     store, config, show = corpus.store, model.config, model.show
     model.check_store(store)
+    if settings.video_numbers is not None:
+        _check_numbers(settings.video_numbers, corpus.video_ids)
     half = config.precision == "bf16"
     embedder = Embedder(model.module, task, config.text, model.device, half=half, show=show)
     videos = embedder.videos(store, corpus.rows)
@@ -210,7 +213,12 @@ def evaluate_moments(
     if known_Q.any():  # a hidden split has predictions and no metrics
         known = {name: ranked.rows_at(known_Q) for name, ranked in rankings.items()}
         metric.update(corpus.truth, **known, places_Q=None if places_Q is None else places_Q[known_Q])
-    return MomentEvaluation(corpus, rankings, metric, np.diff(videos.offsets))
+    return MomentEvaluation(corpus, rankings, metric, np.diff(videos.offsets), settings.video_numbers)
+
+
+def _check_numbers(numbers: Mapping[str, int], videos: list[str]) -> None:
+    if without := [video for video in videos if video not in numbers]:
+        raise ValueError(f"--video-numbers has no number for {without[0]} and {len(without) - 1} more videos searched")
 
 
 def _spread(queries: np.ndarray) -> list[int]:

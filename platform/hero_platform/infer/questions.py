@@ -19,7 +19,7 @@ from hero_model.tasks import VideoQa
 from hero_model.tasks.base import At
 from hero_platform.corpora.asking import OTHER, asking_word
 from hero_platform.infer.evaluation import Model, Split, Submission
-from hero_platform.report.plots import Grid, grid_figure
+from hero_platform.report.plots import Grid, grid_figure, times_figure
 from hero_platform.report.table import mean_lines
 from hero_platform.train.evaluate import EVALUATION_STEP
 
@@ -81,11 +81,14 @@ class QuestionEvaluation:
         return Submission("submission.json", json.dumps(chosen) + "\n")
 
     def figures(self) -> dict[str, Figure]:
-        """Per question word, at which place the right answer came."""
+        """Per question word, at which place the right answer came; found against true times."""
         labels = self.split.table.labels[self.split.rows]
         known = labels >= 0
+        true_Q2 = self.split.table.spans_s[self.split.rows]
+        timed = ~np.isnan(self.spans_Q2 + true_Q2).any(axis=1)
+        figures = {"times": times_figure(true_Q2[timed], self.spans_Q2[timed])} if timed.any() else {}
         if not known.any():
-            return {}
+            return figures
         scores, right = self.scores_QA[known], labels[known]
         places = (scores > np.take_along_axis(scores, right[:, None], axis=1)).sum(axis=1)
         kinds = np.array([asking_word(text) for text in self.split.texts])[known]
@@ -93,7 +96,7 @@ class QuestionEvaluation:
         counts = np.array([np.bincount(places[kinds == kind], minlength=scores.shape[1]) for kind in rows])
         columns = [str(place + 1) for place in range(scores.shape[1])]
         grid = Grid(counts, rows, columns, "question word", "place of the right answer")
-        return {"question_types": grid_figure(grid)}
+        return {"question_types": grid_figure(grid), **figures}
 
 
 def answer_questions(split: Split, model: Model, task: VideoQa, *, block: int = BLOCK) -> QuestionEvaluation:

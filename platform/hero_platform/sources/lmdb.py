@@ -1,4 +1,4 @@
-"""HERO's released databases as a source: features, subtitles and queries in LMDB folders (hero.md 5.1-5.6).
+"""HERO's and VALUE's databases as a source: features, subtitles and queries in LMDB folders (hero.md 4.8, 5.1-5.6).
 
 Features are read whole: cutting a video at `max_clip_len` is the tasks' business, so a store serves every setting. The
 official reader's loss of the last frame at `max_clip_len=-1` is not reproduced (docs/data.md).
@@ -22,10 +22,16 @@ from hero_platform.sources.decode import is_text, read_npz, unpack_array, unpack
 from hero_platform.sources.lmdb_file import open_lmdb, sizes_of, value_of
 from hero_platform.sources.lmdb_queries import QueryDb, read_annotations
 from hero_platform.sources.splits import UNLISTED, content_of, describe_paths, read_json, read_splits
+from hero_platform.sources.versions import width_problem
 from hero_platform.store.align import Alignment, segment_times
 
 _COMPRESSED = "_compressed"
+_PROBES = 8  # videos of a wrong width after which it is the database that is wrong
 _MAX_FRAMES = 1 << 31  # a frame's number beyond that is damage, whatever the video
+
+
+class _WidthError(ValueError):
+    """Features of another width than their version's."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,10 @@ class LmdbSource:
     """A feature database, with its subtitle database (None: no subtitles) and any query databases.
 
     `features` is the dataset's folder (`video_db/tv`, holding `<version>_<interval>[_compressed]`) or such an LMDB
-    folder itself. `splits` are JSON lists of ids, as PATH (the name ends in the split) or SPLIT=PATH; without them
-    the subtitle database's vid2dur_idx.json decides, and without that every video is `train`.
+    folder itself. `splits` are JSON lists of ids or query databases, as PATH (the name ends in the split) or
+    SPLIT=PATH. Without them the retrieval databases among `queries` decide about the videos they list, since those are
+    the corpora that are searched; then the subtitle database's vid2dur_idx.json; and if there is neither, every video
+    is `train`.
     """
 
     features: str
@@ -49,7 +57,8 @@ class LmdbSource:
         """Ids of either database, sorted; those without features or without a subtitle record are rejects.
 
         Raises:
-            ValueError: a database is missing, unreadable or truncated, or was made for another interval.
+            ValueError: a database is missing, unreadable or truncated, or was made for another interval, or its frames
+                are not as wide as those of the version it is named for.
         """
         self._check_settings()
         planned, rejects = [], []
@@ -87,6 +96,7 @@ class LmdbSource:
         """Names (not places) of the databases, the content of all but the features, and the settings."""
         return {
             "kind": "lmdb",
+            "version": self.named_version,
             "features": f"{files.name_of(files.parent_of(self._feature_folder))}/{files.name_of(self._feature_folder)}",
             "subtitles": None if self.subtitles is None else files.name_of(self.subtitles),
             "subtitles_sha256": self._subtitle_content,
@@ -121,6 +131,20 @@ class LmdbSource:
         return self.features if files.exists(files.join(self.features, "data.mdb")) else self._find_features()
 
     @property
+    def named_version(self) -> str:
+        """The version of the features that the folder's name says; empty where it has another form of name."""
+        return "" if math.isnan(self._named[1]) else self._named[0]
+
+    @cached_property
+    def _named(self) -> tuple[str, float]:
+        """Version and seconds of `<version>_<interval>`; NaN where the folder is not named so."""
+        version, _, interval = files.name_of(self._feature_folder).removesuffix(_COMPRESSED).rpartition("_")
+        try:
+            return version, float(interval)
+        except ValueError:
+            return "", math.nan
+
+    @property
     def _where(self) -> str:
         return files.name_of(self._feature_folder)
 
@@ -146,25 +170,25 @@ class LmdbSource:
             raise ValueError(
                 f"{self.subtitles}: aligned at {aligned_s} s a frame, but features are read at {self.interval_s:g} s"
             )
-        tail = files.name_of(self._feature_folder).removesuffix(_COMPRESSED).rpartition("_")[2]
-        try:
-            named_s = float(tail)
-        except ValueError:
-            return  # a folder outside the naming scheme says nothing
-        if named_s != self.interval_s:
+        named_s = self._named[1]
+        if not math.isnan(named_s) and named_s != self.interval_s:
             raise ValueError(f"{self._feature_folder}: named for {named_s:g} s a frame, not {self.interval_s:g} s")
 
     @cached_property
+    def _count_file(self) -> str:
+        """The file beside the features that says how many frames each video has; empty where there is none."""
+        folder = files.parent_of(self._feature_folder)
+        names = (f"id2nframe_{self.interval_s:g}.json", "id2nframe.json")
+        return next((name for name in names if files.exists(files.join(folder, name))), "")
+
+    @cached_property
     def _num_frames(self) -> dict[str, int]:
-        """Frames per video from id2nframe.json; empty where no such file names them."""
-        for name in (f"id2nframe_{self.interval_s:g}.json", "id2nframe.json"):
-            path = files.join(files.parent_of(self._feature_folder), name)
-            if files.exists(path):
-                counts = read_json(path)
-                if not isinstance(counts, dict):
-                    raise ValueError(f"{path}: not a JSON object of video -> number of frames")
-                return {video: count for video, count in counts.items() if isinstance(count, int) and count >= 0}
-        return {}
+        """Frames per video from that file; empty where there is none, or it holds null (hero.md 5.4)."""
+        path = files.join(files.parent_of(self._feature_folder), self._count_file)
+        counts = read_json(path) if self._count_file else None
+        if not isinstance(counts, dict | None):
+            raise ValueError(f"{path}: not a JSON object of video -> number of frames")
+        return {video: count for video, count in (counts or {}).items() if isinstance(count, int) and count >= 0}
 
     @cached_property
     def _corrupted(self) -> set[str]:
@@ -189,7 +213,14 @@ class LmdbSource:
 
     @cached_property
     def _listed(self) -> dict[str, str]:
-        return read_splits(self.splits)
+        """Video -> split, of `splits`, else of the retrieval databases."""
+        if self.splits:
+            return read_splits(self.splits)
+        searched = [query for query in self.queries if QueryDb.parse(query).has_corpus]
+        try:
+            return read_splits(searched)
+        except ValueError as error:
+            raise ValueError(f"{error}: say which with --splits") from error
 
     def _subtitled(self) -> set[str]:
         if self.subtitles is None:
@@ -198,20 +229,31 @@ class LmdbSource:
             return set(sizes_of(transaction))
 
     def _split(self, video: str) -> str:
-        if self.splits:
-            return self._listed.get(video, UNLISTED)
-        if self._durations:
-            return self._durations.get(video, (UNLISTED, 0.0))[0]
+        if self._listed or self.splits or self._durations:
+            known = None if self.splits else self._durations.get(video)
+            return self._listed.get(video) or (known[0] if known else UNLISTED)
         return "train"
 
     def _bytes_per_frame(self, transaction: Any, sizes: Mapping[str, int]) -> int:
-        """Bytes of one frame in memory, from the first video that can be read; 0 if none can."""
+        """Bytes of one frame in memory, from the first video that can be read; 0 if none can.
+
+        Raises:
+            ValueError: the first few that can be read are not as wide as the version says.
+        """
+        problems: list[str] = []
         for video in sorted(sizes):
             try:
                 frames = self._frames(transaction, video)
+            except _WidthError as error:
+                problems.append(str(error))
+                if len(problems) == _PROBES:
+                    break
             except ValueError:
                 continue
-            return frames.nbytes // max(len(frames), 1)
+            else:
+                return frames.nbytes // max(len(frames), 1)
+        if problems:
+            raise ValueError(f"{self._feature_folder}: {problems[0]}")
         return 0
 
     def _frames(self, transaction: Any, video: str) -> np.ndarray:
@@ -220,10 +262,16 @@ class LmdbSource:
             frames = read_npz(value, ["features"])["features"]
         else:
             frames = unpack_array(value, "features")
-        expected = self._num_frames.get(video, len(frames) if frames.ndim else 0)
-        if frames.ndim == 2 and expected > len(frames):
-            raise ValueError(f"length mismatch: id2nframe.json says {expected} frames, the features have {len(frames)}")
-        return frames[:expected] if frames.ndim == 2 else frames
+        if frames.ndim != 2:
+            raise ValueError(f"features have shape {list(frames.shape)}, not [frames, width]")
+        if problem := width_problem(self.named_version, frames.shape[1]):
+            raise _WidthError(problem)
+        expected = self._num_frames.get(video, len(frames))
+        if expected > len(frames):
+            raise ValueError(
+                f"length mismatch: {self._count_file} says {expected} frames, the features have {len(frames)}"
+            )
+        return frames[:expected]
 
     def _video(self, video: str, frames: np.ndarray, value: memoryview | None) -> RawVideo:
         seconds = self._durations.get(video, ("", math.nan))[1]

@@ -1,4 +1,9 @@
-"""Query and caption databases as annotations (hero.md 5.3, 5.5): TVR-like, TVQA-like, VIOLIN-like and TVC."""
+"""Query and caption databases as annotations (hero.md 4.8, 5.3, 5.5), those of HERO and of VALUE.
+
+The kind follows from the record: retrieval (TVR, How2R; YC2R and VATEX_EN_R without times), questions (TVQA, How2QA,
+VLEP without a question), statements (VIOLIN), captions (TVC, YC2C, VATEX_EN_C). What a hidden split leaves out stays
+unknown: the label, the times, the video of a query, the captions of a clip.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from hero_platform import files
-from hero_platform.sources.base import Annotation, Reject
+from hero_platform.sources.base import Annotation, AnnotationKind, Reject
 from hero_platform.sources.decode import unpack_text
 from hero_platform.sources.lmdb_file import open_lmdb, sizes_of, value_of
-from hero_platform.sources.splits import named_path, read_json
+from hero_platform.sources.splits import VIDEO_LISTS, named_path, read_json
 
-_CAPTIONS = "cap.db"  # inside a TVC folder
-_ID_FILES = ("id2len.json", "cap2vid.json", "query2video.json")  # the first that names ids gives them and their order
+_CAPTIONS, _CLIPS = "cap.db", "clip.db"  # inside a TVC folder
+_ID_FILES = ("id2len.json", "cap2vid.json", "query2video.json", "clip2vid.json")  # the first that names ids gives them
 _TEXTS = ("desc", "caption", "query", "sentence")  # where the query's text stands, by corpus
 
 
@@ -28,10 +33,23 @@ class QueryDb:
 
     @classmethod
     def parse(cls, text: str) -> QueryDb:
-        """From SPLIT=PATH, or PATH whose name ends in the split; a TVC folder stands for its captions."""
+        """From SPLIT=PATH, or PATH whose name ends in the split.
+
+        A TVC folder stands for its captions, or for its clips where its split hides the captions.
+        """
         split, path = named_path(text)
-        captions = files.join(path, _CAPTIONS)
-        return cls(split, captions if files.exists(captions) else path)
+        captions, clips = files.join(path, _CAPTIONS), files.join(path, _CLIPS)
+        if files.exists(captions) and (_ids(captions) or not files.exists(clips)):
+            return cls(split, captions)
+        return cls(split, clips if files.exists(clips) else path)
+
+    @property
+    def has_corpus(self) -> bool:
+        """Whether its queries search the videos that it lists; False too where no record can be read."""
+        if not any(files.exists(files.join(self.folder, name)) for name in VIDEO_LISTS):
+            return False
+        first = next((note for note in read_annotations(self) if isinstance(note, Annotation)), None)
+        return first is not None and first.kind == "moments"
 
     def check(self) -> None:
         """Raise ValueError if no database is there."""
@@ -49,7 +67,7 @@ def read_annotations(database: QueryDb) -> Iterator[Annotation | Reject]:
     with open_lmdb(database.folder) as transaction:
         for key in _ids(database.folder) or list(sizes_of(transaction)):
             try:
-                yield _annotation(key, database.split, unpack_text(value_of(transaction, key)))
+                yield from _annotations(key, database, unpack_text(value_of(transaction, key)))
             except ValueError as error:
                 yield Reject(key, where, str(error))
 
@@ -64,28 +82,46 @@ def _ids(folder: str) -> list[str]:
     return []
 
 
-def _annotation(key: str, split: str, record: Any) -> Annotation:
-    """Tell the kind by the record's fields and map them."""
+def _annotations(key: str, database: QueryDb, record: Any) -> list[Annotation]:
+    """Tell the kind by the record's fields, or the database's name where a hidden split leaves them out."""
+    split, folder = database.split, files.name_of(database.folder)
     try:
-        if "q" in record:
-            return _question(key, split, record)
-        if "label" in record:
-            return Annotation("statements", split, key, label=_label(record), **_text(record))
-        kind = "captions" if "clip_id" in record else "moments"
+        if folder == _CLIPS:
+            return _clip(key, split, record)
+        if "q" in record or "events" in record or "a0" in record:
+            return [_question(key, split, record)]
+        if "label" in record or folder.startswith("violin"):
+            return [Annotation("statements", split, key, label=_label(record.get("label")), **_text(record))]
+        kind: AnnotationKind = "captions" if "clip_id" in record or folder == _CAPTIONS else "moments"
         start_s, end_s = _span(record.get("ts"), record.get("target"))
-        return Annotation(  # type: ignore[misc]
-            kind,  # type: ignore[arg-type]
-            split,
-            key,
-            start_s=start_s,
-            end_s=end_s,
-            spans=_spans(record.get("ts")),
-            tag=str(record.get("type") or ""),
-            group=str(record.get("clip_id", "")),
-            **_text(record),
-        )
+        return [
+            Annotation(
+                kind,
+                split,
+                key,
+                start_s=start_s,
+                end_s=end_s,
+                spans=_spans(record.get("ts")),
+                tag=str(record.get("type") or ""),
+                group=str(record.get("clip_id", "")),
+                **_text(record),
+            )
+        ]
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise ValueError(f"damaged query record: {error!r}") from error
+
+
+def _clip(key: str, split: str, record: dict[str, Any]) -> list[Annotation]:
+    """The captions of a clip; one without a text, named by the clip, where the split hides them."""
+    start_s, end_s = _span(record.get("ts"), None)
+    captions = [
+        (str(caption["id"]), str(caption["text"]), _token_ids(caption["input_ids"]))
+        for caption in record.get("captions") or ()
+    ]
+    return [
+        Annotation("captions", split, name, _video(record), text, tokens, start_s=start_s, end_s=end_s, group=key)
+        for name, text, tokens in captions or [(key, "", [])]
+    ]
 
 
 def _text(record: dict[str, Any]) -> dict[str, Any]:
@@ -96,21 +132,24 @@ def _text(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _question(key: str, split: str, record: dict[str, Any]) -> Annotation:
-    """TVQA and How2QA: a0, a1, ... as many as there are token lists after the question's."""
-    question, *answers = record["input_ids"]
+    """TVQA and How2QA: a0, a1, ... behind q. VLEP: `events`, either of which may come next, and no question."""
+    texts = record.get("events") or [record[f"a{k}"] for k in range(len(record)) if f"a{k}" in record]
+    question, *answers = record["input_ids"] if "q" in record else [[], *record["input_ids"][-len(texts) :]]
+    if len(answers) != len(texts):
+        raise ValueError(f"{len(texts)} answers, but tokens of {len(answers)}")
     start_s, end_s = _question_span(record.get("ts"))
     return Annotation(
         kind="questions",
         split=split,
         id=key,
         video=_video(record),
-        text=str(record["q"]),
+        text=str(record.get("q", "")),
         tokens=_token_ids(question),
         start_s=start_s,
         end_s=end_s,
-        answers=tuple(str(record[f"a{number}"]) for number in range(len(answers))),
+        answers=tuple(map(str, texts)),
         answers_tokens=[_token_ids(ids) for ids in answers],
-        label=None if record.get("target") is None else int(record["target"]),
+        label=_label(record.get("target")),
     )
 
 
@@ -123,8 +162,8 @@ def _token_ids(ids: Any) -> list[int]:
     return [int(token) for token in ids]
 
 
-def _label(record: dict[str, Any]) -> int | None:
-    return None if record["label"] is None else int(record["label"])
+def _label(value: Any) -> int | None:
+    return None if value is None else int(value)
 
 
 def _span(span: Any, target: Any) -> tuple[float, float]:
@@ -145,9 +184,9 @@ def _spans(span: Any) -> tuple[tuple[float, float], ...]:
 
 
 def _question_span(span: Any) -> tuple[float, float]:
-    """Seconds of TVQA's "start-end"; what does not parse has no span, as in the official reader (hero.md 4.4)."""
+    """Seconds of "start-end" or [start, end]; what does not parse has no span, as officially (hero.md 4.4)."""
     try:
-        start_s, end_s = (float(part) for part in span.split("-"))
-    except (AttributeError, ValueError):
+        start_s, end_s = (float(part) for part in (span.split("-") if isinstance(span, str) else span))
+    except (TypeError, ValueError):
         return math.nan, math.nan
     return start_s, end_s

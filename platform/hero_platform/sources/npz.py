@@ -7,7 +7,6 @@ Features stand in one folder or several (walked; the file's name is the video's 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,12 +17,10 @@ import numpy as np
 from hero_platform import files
 from hero_platform.sources.base import Annotation, Planned, RawVideo, Reject
 from hero_platform.sources.decode import is_text, npz_sizes, read_npz
-from hero_platform.sources.splits import UNLISTED, content_of, describe_paths, read_splits
-from hero_platform.sources.subtitle_files import SubtitleRecord, decode_text, parse_cues, parse_record
+from hero_platform.sources.splits import UNLISTED, describe_paths, read_splits
+from hero_platform.sources.subtitle_index import SubtitleIndex, walk_files
 
-_SUBTITLE_SUFFIXES = (".srt", ".vtt")
 _INTERVAL, _DURATION = "clip_seconds", "duration"  # optional scalars in an .npz
-_MAX_SUBTITLE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -47,12 +44,8 @@ class NpzSource:
             ValueError: a folder or the subtitles are not there, or hold nothing that fits.
         """
         self._split("")  # unusable split files fail here, not in a worker
-        rejects = [*self._folder_rejects, *self._subtitle_rejects]
-        known = {video for paths in self._paths for video in paths}
-        if self.subtitles is not None:
-            if not known & self._subtitle_places.keys():
-                raise ValueError(f"{self.subtitles}: no subtitles there for any video of {self.features[0]}")
-            known |= self._subtitle_places.keys()
+        rejects = [*self._folder_rejects, *self._subtitles.rejects]
+        known = self._subtitles.joined({video for paths in self._paths for video in paths}, self.features[0])
         bad = {reject.id for reject in rejects}
         planned = []
         for video in sorted(known - bad):
@@ -80,8 +73,7 @@ class NpzSource:
             "kind": "npz",
             "features": [files.name_of(folder) for folder in self.features],
             "arrays": list(self.arrays),
-            "subtitles": None if self.subtitles is None else files.name_of(self.subtitles),
-            "subtitles_sha256": self._subtitle_content,
+            **self._subtitles.provenance(),
             "splits": describe_paths(self.splits) or self.split,
             "interval_s": self.interval_s,
         }
@@ -99,7 +91,7 @@ class NpzSource:
         """Per folder: id -> path, and ids that two files claim."""
         if not self.features or not self.arrays:
             raise ValueError("name at least one folder of features and one array")
-        return [_walk(folder, (".npz",), "features") for folder in self.features]
+        return [walk_files(folder, (".npz",), "features") for folder in self.features]
 
     @property
     def _paths(self) -> list[dict[str, str]]:
@@ -110,26 +102,8 @@ class NpzSource:
         return [reject for _, rejects in self._folders for reject in rejects]
 
     @cached_property
-    def _subtitle_index(self) -> tuple[dict[str, Any], list[Reject]]:
-        """Id -> path of its file, or (start, length) of its line in the jsonl; and what is unusable."""
-        if self.subtitles is None:
-            return {}, []
-        if self.subtitles.endswith((".jsonl", ".json")):
-            return _index_jsonl(self.subtitles)
-        places, rejects = _walk(self.subtitles, _SUBTITLE_SUFFIXES, "subtitles")
-        return dict(places), rejects
-
-    @property
-    def _subtitle_places(self) -> dict[str, Any]:
-        return self._subtitle_index[0]
-
-    @property
-    def _subtitle_rejects(self) -> list[Reject]:
-        return self._subtitle_index[1]
-
-    @cached_property
-    def _subtitle_content(self) -> str | None:
-        return None if self.subtitles is None else content_of(self.subtitles, _SUBTITLE_SUFFIXES)
+    def _subtitles(self) -> SubtitleIndex:
+        return SubtitleIndex(self.subtitles)
 
     @cached_property
     def _listed(self) -> dict[str, str]:
@@ -143,9 +117,7 @@ class NpzSource:
         for folder, paths in zip(self.features, self._paths, strict=True):
             if video not in paths:
                 return f"no features in {files.name_of(folder)}"
-        if self.subtitles is not None and video not in self._subtitle_places:
-            return "no subtitles for this video; give it an empty list or file if it has none"
-        return None
+        return self._subtitles.missing(video)
 
     def _size(self, path: str) -> int:
         """Bytes of one file's features once unpacked; of the file, where that cannot be told (`read` says why)."""
@@ -164,12 +136,10 @@ class NpzSource:
                 features, stated_s = self._read_file(stream)
             parts.append(features)
             seconds = stated_s if math.isnan(seconds) else seconds
-        num_frames = min(len(part) for part in parts)
-        frames = parts[0] if len(parts) == 1 else np.concatenate([part[:num_frames] for part in parts], axis=1)
-        record = self._subtitles_of(video)
+        record = self._subtitles.of(video)
         if record.duration_s is not None:
             seconds = record.duration_s
-        return RawVideo(video, self._split(video), seconds, self.interval_s, frames, record.subtitles)
+        return RawVideo(video, self._split(video), seconds, self.interval_s, join_frames(parts), record.subtitles)
 
     def _read_file(self, stream: Any) -> tuple[np.ndarray, float]:
         """The features [F, V] of one file, and the duration it states (NaN if none)."""
@@ -184,67 +154,15 @@ class NpzSource:
         scalars = {name: float(arrays[name].reshape(-1)[0]) if arrays[name].size else math.nan for name in extras}
         if not math.isclose(scalars.get(_INTERVAL, self.interval_s), self.interval_s, rel_tol=1e-3):
             raise ValueError(f"made at {scalars[_INTERVAL]:g} s a frame, the store has {self.interval_s:g} s")
-        frames = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-        return frames, scalars.get(_DURATION, math.nan)
-
-    def _subtitles_of(self, video: str) -> SubtitleRecord:
-        if self.subtitles is None:
-            return SubtitleRecord([])
-        place = self._subtitle_places[video]
-        if isinstance(place, tuple):
-            start, length = place
-            with open(self.subtitles, "rb") as stream:
-                stream.seek(start)
-                return parse_record(stream.read(length))[1]
-        if files.size_of(place) > _MAX_SUBTITLE_BYTES:
-            raise ValueError(f"a subtitle file of {files.size_of(place)} bytes: more than {_MAX_SUBTITLE_BYTES}")
-        return SubtitleRecord(parse_cues(decode_text(files.read_bytes(place))))
+        return join_frames(parts), scalars.get(_DURATION, math.nan)
 
 
-def _walk(folder: str, suffixes: tuple[str, ...], what: str) -> tuple[dict[str, str], list[Reject]]:
-    """Id -> path of all files with a suffix under a folder; an id that two files claim is a reject.
-
-    Raises:
-        ValueError: the folder is not there or holds no such file.
-    """
-    if files.is_remote(folder):
-        raise ValueError(f"{folder}: {what} are read from local folders; copy them to a local disk first")
-    paths: dict[str, str] = {}
-    twice: dict[str, Reject] = {}
-    for root, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() not in suffixes:
-                continue
-            if stem in paths:
-                twice[stem] = Reject(stem, files.name_of(folder), f"two files of {what} have this name")
-            paths[stem] = os.path.join(root, name)
-    if not paths:
-        raise ValueError(f"{folder}: no {what} there ({' or '.join(suffixes)} files)")
-    return {video: path for video, path in paths.items() if video not in twice}, list(twice.values())
-
-
-def _index_jsonl(path: str) -> tuple[dict[str, Any], list[Reject]]:
-    """Id -> (start, length) of its line; lines that do not parse and repeated ids are rejects."""
-    if not os.path.isfile(path):
-        raise ValueError(f"{path}: no subtitle file there")
-    places: dict[str, Any] = {}
-    rejects: dict[str, Reject] = {}
-    start = 0
-    with open(path, "rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                try:
-                    video, _ = parse_record(line)
-                except ValueError as error:
-                    rejects[f"line {number}"] = Reject(f"line {number}", files.name_of(path), str(error))
-                else:
-                    if video in places:
-                        rejects[video] = Reject(video, files.name_of(path), "duplicate id: two records of subtitles")
-                    places[video] = (start, len(line))
-            start += len(line)
-    return {video: place for video, place in places.items() if video not in rejects}, list(rejects.values())
+def join_frames(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Put features [F_i, V_i] of one video side by side, [min F_i, sum V_i], as the official LMDB writer does."""
+    if len(parts) == 1:
+        return parts[0]
+    num_frames = min(len(part) for part in parts)
+    return np.concatenate([part[:num_frames] for part in parts], axis=1)
 
 
 def feature_arrays(folder: str) -> tuple[str, ...]:
@@ -255,7 +173,7 @@ def feature_arrays(folder: str) -> tuple[str, ...]:
     Raises:
         ValueError: no file is readable, or the first that is has no such array.
     """
-    paths, _ = _walk(folder, (".npz",), "features")
+    paths, _ = walk_files(folder, (".npz",), "features")
     for path in sorted(paths.values()):
         try:
             with open(path, "rb") as stream:

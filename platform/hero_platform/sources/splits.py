@@ -1,4 +1,4 @@
-"""Which split a video belongs to, from files that list ids (hero.md 5.6)."""
+"""Which split a video belongs to, from files that list ids and query databases (hero.md 5.3, 5.6)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from collections.abc import Sequence
 from hero_platform import files
 
 UNLISTED = "unlisted"  # split of videos that no split file names: kept, read by no recipe unless asked for
+VIDEO_LISTS = ("video_ids.json", "query2video.json")  # in a query database: a hidden split's videos, any other's
 _SPLIT_SUFFIX = re.compile(r"_((?:train|val|valid|dev|test)(?:_\w+)?)$")
 
 
 def split_of_name(name: str) -> str:
     """The split a file name ends in: `tv_train.json` -> train, `tvr_test_public.db` -> test_public.
 
+    A count behind it is no part of it: VALUE's `how2r_val_1k.db` holds the queries of How2R's `val`.
+
     Raises:
         ValueError: it ends in no split.
     """
-    stem = re.sub(r"\.(json|jsonl|db)$", "", name)
+    stem = re.sub(r"_\d+k$", "", re.sub(r"\.(json|jsonl|db)$", "", name))
     found = _SPLIT_SUFFIX.search(f"_{stem}")
     if not found:
         raise ValueError(f"{name}: the name ends in no split (train, val, test, ...); write SPLIT=PATH")
@@ -56,21 +59,32 @@ def describe_paths(texts: Sequence[str]) -> dict[str, str]:
 
 
 def read_splits(paths: Sequence[str]) -> dict[str, str]:
-    """Read id -> split from JSON lists, each given as in `named_path`.
+    """Read id -> split from JSON lists and query databases, each given as in `named_path`.
 
     Raises:
-        ValueError: a file is no JSON list of ids, or names an id that another split already has.
+        ValueError: one lists no video ids, or names an id that another split already has.
     """
     split_of: dict[str, str] = {}
     for text in paths:
         split, path = named_path(text)
-        ids = read_json(path)
+        ids = _ids_of_database(path) if os.path.isdir(path) else read_json(path)
         if not isinstance(ids, list) or not all(isinstance(video, str) for video in ids):
             raise ValueError(f"{path}: not a JSON list of video ids")
         for video in ids:
             if split_of.setdefault(video, split) != split:
                 raise ValueError(f"{path}: video {video} is already in split {split_of[video]}")
     return split_of
+
+
+def _ids_of_database(folder: str) -> object:
+    """The videos that a query database lists."""
+    for name in VIDEO_LISTS:
+        if files.exists(path := files.join(folder, name)):
+            listed = read_json(path)
+            if isinstance(listed, dict):
+                return list(dict.fromkeys(video for video in listed.values() if video is not None))
+            return listed
+    raise ValueError(f"{folder}: neither {' nor '.join(VIDEO_LISTS)} there to list its videos")
 
 
 def read_json(path: str) -> object:

@@ -70,7 +70,7 @@ def test_questions_are_answered_whatever_the_blocks(store):
     assert [line["question"] for line in lines] == split.table.ids[split.rows].tolist()
     assert all(line["right"] == label for line, label in zip(lines, labels.tolist(), strict=True))
     assert json.loads(found.submission().text) == {line["question"]: line["answer"] for line in lines}
-    assert list(found.figures()) == ["question_types"]
+    assert list(found.figures()) == ["question_types", "times"]
 
 
 def test_hidden_answers_are_given_and_not_scored(store):

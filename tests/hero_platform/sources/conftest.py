@@ -34,7 +34,7 @@ def write_lmdb():
 
     def write(folder, values):
         folder.mkdir(parents=True, exist_ok=True)
-        with lmdb.open(str(folder), map_size=1 << 22) as environment, environment.begin(write=True) as transaction:
+        with lmdb.open(str(folder), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
             for key, value in values.items():
                 transaction.put(key.encode(), value)
         (folder / "lock.mdb").unlink(missing_ok=True)
