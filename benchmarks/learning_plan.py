@@ -81,7 +81,7 @@ class Start:
     @property
     def flags(self) -> tuple[str, ...]:
         """Flags of the encoder."""
-        return ("--model.flat", "True") if self.flat else ()
+        return ("--model.flat",) if self.flat else ()
 
 
 def pretraining(start: Start, seed: int) -> Job:

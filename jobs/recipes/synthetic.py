@@ -5,8 +5,6 @@ Settings were chosen on the corpus of seed 0. `benchmarks/learning.py` measures 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hero_model.config import debug
 from hero_model.tasks import Captioning, Entailment, MomentRetrieval, Task, VideoQa, VideoRetrieval, Vsm
 from hero_platform.config import (

@@ -45,8 +45,8 @@ class SyntheticSource:
     num_test: int = 200
     annotated_train: int = 80  # only the first of the train videos carry annotations; all of val and test do
     moments_per_video: int = 3
-    questions_per_video: int = 2
-    statement_pairs_per_video: int = 1  # a true statement and its opposite about the same scene
+    questions_per_video: int = 3
+    statement_pairs_per_video: int = 3  # a true statement and its opposite about the same scene
     captions_per_video: int = 2
     seed: int = 0
     frame_dim: int = 64

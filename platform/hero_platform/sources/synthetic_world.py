@@ -85,8 +85,8 @@ CAPTIONS = (
     "a {mood} {who} {act} a {object} at the {place}",
     "at the {place} the {who} {act} a {object} and feels {mood}",
 )
-STATED = ("who", "act", "object")
-STATEMENTS = ("the {who} {act} the {object}", "a {who} {act} a {object}", "the {object} that the {who} {act}")
+STATED = ("who", "object")  # one is seen, one is heard
+STATEMENTS = ("it is the {who} with the {object}", "a {object} and a {who}", "the {object} that is with the {who}")
 OPENINGS = ("", "oh", "look", "look at the", "it is so")
 NUM_ANSWERS = 5
 QUESTIONS = {

@@ -187,14 +187,14 @@ def load_weights(module: MultiTaskHero, config: RunConfig) -> str:
 
 
 def _same_shape(model: HeroConfig, folder: str) -> None:
-    """Refuse weights of a flat model for a hierarchical one, and the other way round: layers would change their work."""
+    """Refuse weights of a flat model for a hierarchical one and the other way round: layers would change their work."""
     config = files.read_json(files.join(folder, "config.json"))
     theirs = bool(config.get("model", {}).get("flat", False))
     if theirs != model.flat:
         names = {False: "hierarchical", True: "flat"}
         raise ValueError(
             f"{folder} holds a {names[theirs]} model and this run's is {names[model.flat]}: "
-            f"set --model.flat {theirs} or start from other weights"
+            f"add --model.{'flat' if theirs else 'no-flat'} or start from other weights"
         )
 
 

@@ -174,15 +174,15 @@ def test_annotations_come_from_the_same_story():
             assert len(near) == (1 if len(set(others)) > 1 else 0), "one answer is right elsewhere in the video"
         elif note.kind == "statements":
             wrong = said.items() - scene.values.items()
-            assert len(said) == 3 and len(wrong) == 1 - note.label
+            assert len(said) == 2 and len(wrong) == 1 - note.label
             for other in SMALL.scenes(note.split, number):
                 assert wrong.isdisjoint(other.values.items()), "what is wrong is nowhere in the video"
         else:
             assert said == scene.values
     assert {kind: len(notes) for kind, notes in by_kind.items()} == {
         "moments": 180,
-        "questions": 120,
-        "statements": 120,
+        "questions": 180,
+        "statements": 360,
         "captions": 120,
     }
     statements = {note.id: note for note in by_kind["statements"]}
@@ -324,7 +324,7 @@ def test_a_statement_is_judged_only_with_both_modalities(oracle):
     both, text, sight, everything = map(accuracy, (oracle.both, oracle.heard, oracle.shown, oracle.true))
     assert everything == 1.0
     assert both > 0.95
-    assert text < 0.85 and sight < 0.87, (text, sight)
+    assert text < 0.85 and sight < 0.8, (text, sight)
 
 
 @pytest.mark.parametrize(("hide", "seen", "heard"), [("frames", False, True), ("subtitles", True, False)])
