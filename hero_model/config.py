@@ -48,6 +48,16 @@ class HeroConfig:
     attention_dropout: float = 0.1
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12  # inside transformer layers; 1e-5 everywhere else (hero.md 1.3)
+    flat: bool = False  # the paper's F-TRM: see `cross_layers`; default: the hierarchical HERO
+
+    @property
+    def cross_layers(self) -> int:
+        """Layers of the cross-modal encoder.
+
+        A flat model reads all frames and all subtitles of a video as one sequence, and has no temporal encoder: its
+        layers, as many, go on top of the cross-modal ones. Everything else is the same (docs/tasks.md, "Flat").
+        """
+        return self.cross.num_layers + (self.temporal.num_layers if self.flat else 0)
 
 
 def base() -> HeroConfig:

@@ -6,6 +6,7 @@ share frames), T text tokens, D hidden width.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from hero_model.config import HeroConfig
@@ -16,8 +17,9 @@ from hero_model.packed.batch import ClipTexts, Layout, TextBatch, VideoBatch
 
 
 class Hero(nn.Module):
-    """The hierarchical encoder shared by all tasks (hero.md 1.1, `v_encoder` without its heads).
+    """The encoder shared by all tasks (hero.md 1.1, `v_encoder` without its heads): hierarchical, or flat.
 
+    A flat one (`HeroConfig.flat`) is its cross-modal encoder alone, over sequences that hold a whole video.
     `checkpoint_activations` trades one more forward pass of every transformer layer for not storing its activations.
     """
 
@@ -25,9 +27,10 @@ class Hero(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.cross = CrossModalEncoder(cfg, checkpoint_activations=checkpoint_activations)
-        self.mask = MaskEmbedding(cfg.frame_dim)
-        self.frame_transform = Projection(cfg.frame_dim, cfg.hidden_size, cfg.dropout)
-        self.temporal = TemporalEncoder(cfg, checkpoint_activations=checkpoint_activations)
+        if not cfg.flat:
+            self.mask = MaskEmbedding(cfg.frame_dim)
+            self.frame_transform = Projection(cfg.frame_dim, cfg.hidden_size, cfg.dropout)
+            self.temporal = TemporalEncoder(cfg, checkpoint_activations=checkpoint_activations)
         init_normal(self, cfg.initializer_range)
 
     @property
@@ -42,6 +45,8 @@ class Hero(nn.Module):
     def fuse(self, videos: VideoBatch, hidden_RD: Tensor) -> Tensor:
         """Give every frame its state: projected raw feature + cross-modal state if a segment owns it (hero.md 1.8).
 
+        In a flat model every frame has a cross-modal state, which is its state.
+
         Args:
             videos: The batch.
             hidden_RD: `[R, D]` from `encode_segments`.
@@ -50,23 +55,31 @@ class Hero(nn.Module):
             `[G, D]`, before the temporal encoder.
         """
         segments, shared = videos.segments, videos.shared
+        matched_KD = hidden_RD.index_select(0, segments.frame_rows)
+        matched_K = segments.frame_index if shared is None else shared.matched
+        if self.cfg.flat:
+            return torch.empty_like(matched_KD).index_copy(0, matched_K, matched_KD)
         x_GD = self.frame_transform(self.mask(videos.frames, videos.frame_mask)).to(hidden_RD.dtype)
         if shared is not None:
             x_GD = x_GD.index_select(0, shared.frames)
-        matched_KD = hidden_RD.index_select(0, segments.frame_rows)
-        return x_GD.index_add(0, segments.frame_index if shared is None else shared.matched, matched_KD)
+        return x_GD.index_add(0, matched_K, matched_KD)
 
     def encode_clips(self, x_FD: Tensor, clips: Layout) -> Tensor:
-        """Run the temporal encoder over each clip; `[F, D]` to `[F, D]`."""
-        return self.temporal(x_FD, clips)
+        """Run the temporal encoder over each clip; `[F, D]` to `[F, D]`. A flat model has none."""
+        return x_FD if self.cfg.flat else self.temporal(x_FD, clips)
 
     def encode_video(self, videos: VideoBatch) -> Tensor:
         """Segments, fusion and temporal encoder in one; returns `[F, D]`."""
         return self.encode_clips(self.fuse(videos, self.encode_segments(videos)), videos.clips)
 
-    def encode_readings(self, videos: VideoBatch, texts: ClipTexts) -> Tensor:
-        """Encode clips together with a text each; returns the frames' states `[G, D]` (hero.md 4.4)."""
+    def encode_readings(self, videos: VideoBatch, texts: ClipTexts | None) -> Tensor:
+        """Encode clips together with a text each; returns the frames' states `[G, D]` (hero.md 4.4).
+
+        A flat model reads the texts inside its sequences: it has no `texts` behind the clips.
+        """
         x_GD = self.fuse(videos, self.encode_segments(videos))
+        if texts is None:
+            return x_GD
         text_TD = self.cross.text(texts.tokens, texts.positions)
         return self.temporal.with_texts(x_GD, videos.clips, text_TD, texts)
 

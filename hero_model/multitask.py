@@ -21,7 +21,7 @@ class MultiTaskHero(nn.Module):
     hero.md 1.13 and draws from torch's global generator: call `torch.manual_seed` first.
 
     Raises:
-        ValueError: If two tasks have the same kind.
+        ValueError: If two tasks have the same kind, or pack their videos for another model.
     """
 
     def __init__(self, cfg: HeroConfig, tasks: Sequence[Task], *, checkpoint_activations: bool = False) -> None:
@@ -30,6 +30,10 @@ class MultiTaskHero(nn.Module):
         if len(self.tasks) < len(tasks):
             kinds = sorted(task.kind for task in tasks)
             raise ValueError(f"a model holds each kind of task once, got {kinds}; merge the repeated ones")
+        if strange := [task.kind for task in tasks if task.flat != cfg.flat]:
+            raise ValueError(
+                f"{', '.join(strange)}: `flat` of the task must be that of the model, {cfg.flat}; set it on both"
+            )
         self.hero = Hero(cfg, checkpoint_activations=checkpoint_activations)
         self.heads = nn.ModuleDict()
         for task in tasks:

@@ -85,8 +85,10 @@ def from_official(state: Mapping[str, Any], cfg: HeroConfig) -> tuple[dict[str, 
     """Translate an official state dict to our names: the encoder with its own heads, and the task heads it has.
 
     Raises:
-        ValueError: If a tensor has another shape than `cfg` gives it, or the tied decoder differs from the words.
+        ValueError: If a tensor has another shape than `cfg` gives it, the tied decoder differs from the words, or `cfg`
+            is flat.
     """
+    refuse_flat(cfg)
     present = {place[0].split(".")[1] for name in state if (place := PLACES.get(split(name)[0]))}
     makers = {**_ENCODER_HEADS, **{name: maker for name, maker in _TASK_HEADS.items() if name in present}}
     with torch.device("meta"):
@@ -103,8 +105,10 @@ def load_official(source: str | Path | Mapping[str, Any], model: MultiTaskHero) 
         model: Its own sizes must be the checkpoint's: see `config_from_official` and `fit_config`.
 
     Raises:
-        ValueError: If the file cannot be read safely, holds no HERO weights, or has tensors of other shapes.
+        ValueError: If the file cannot be read safely, holds no HERO weights, has tensors of other shapes, or the model
+            is flat.
     """
+    refuse_flat(model.hero.cfg)
     state = source if isinstance(source, Mapping) else read_state(source)
     ours, report = translate(state, model.state_dict())
     if not ours:
@@ -139,6 +143,16 @@ def read_state(path: str | Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict of named tensors")
     return state
+
+
+def refuse_flat(cfg: HeroConfig) -> None:
+    """Refuse a flat model: official weights are those of a hierarchical one.
+
+    Raises:
+        ValueError: `cfg` is flat.
+    """
+    if cfg.flat:
+        raise ValueError("official weights fit the hierarchical model only: leave HeroConfig.flat (--model.flat) off")
 
 
 def fit_config(cfg: HeroConfig, state: Mapping[str, Any]) -> HeroConfig:

@@ -11,7 +11,7 @@ import torch
 
 from hero_model.multitask import MultiTaskHero
 from hero_model.nn.heads import LmHead
-from hero_model.official import Report, origin, read_state, translate
+from hero_model.official import Report, origin, read_state, refuse_flat, translate
 from hero_model.official_names import CROSS, NUMBER
 
 
@@ -27,8 +27,10 @@ def load_roberta(model: MultiTaskHero, source: str | Path | Mapping[str, Any], *
         skip_layers: Spread over RoBERTa's layers (1, 3, 5, ... of 12 for 6) instead of taking the first ones.
 
     Raises:
-        ValueError: If the file cannot be read safely, is no RoBERTa, or does not fit the model's sizes.
+        ValueError: If the file cannot be read safely, is no RoBERTa, does not fit the model's sizes, or the model is
+            flat.
     """
+    refuse_flat(model.hero.cfg)
     state = source if isinstance(source, Mapping) else read_state(source)
     plain = {name.removeprefix("roberta."): value for name, value in state.items() if name.startswith("roberta.")}
     plain = {name.replace("gamma", "weight").replace("beta", "bias"): value for name, value in plain.items()}

@@ -58,6 +58,9 @@ def add_sources(commands: Any) -> None:
     synthetic.add_argument("--vocab", type=_count, metavar="N", help="size of the vocabulary")
     synthetic.add_argument("--annotated-train", type=_count, metavar="N", help="train videos that carry annotations")
     synthetic.add_argument("--shuffle-subtitles", action="store_true", help="control: subtitles of other videos")
+    synthetic.add_argument(
+        "--hide", choices=["frames", "subtitles"], default="", help="zero the frames, or empty the subtitles"
+    )
     synthetic.add_argument("--corpus", default="synthetic", help="name of the data set (default synthetic)")
 
 
@@ -134,6 +137,7 @@ def _synthetic(own: argparse.Namespace, stack: ExitStack) -> Chosen:
         seed=own.seed or 0,
         interval_s=own.interval,
         shuffle_subtitles=own.shuffle_subtitles,
+        hide=own.hide,
         **{name: value for name, value in chosen.items() if value is not None},
     )
     return source, TokenizerSpec.of_words(source.words()), own.feature_set or "synthetic"

@@ -5,6 +5,8 @@ Legend: R packed rows of all segments, F frames of all videos, T text tokens, D 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,8 @@ class CrossModalEncoder(nn.Module):
         super().__init__()
         self.text = TextEmbedding(cfg)
         self.frames = FrameEmbedding(cfg)
-        self.layers = TransformerStack(cfg, cfg.cross, checkpoint_activations=checkpoint_activations)
+        stack = replace(cfg.cross, num_layers=cfg.cross_layers)
+        self.layers = TransformerStack(cfg, stack, checkpoint_activations=checkpoint_activations)
         self.pooler = nn.Linear(cfg.hidden_size, cfg.hidden_size)  # never used; official checkpoints hold it
 
     def forward(self, videos: VideoBatch) -> Tensor:

@@ -110,8 +110,38 @@ def as_video_only(rows: VideoRows) -> VideoRows:
     )
 
 
+def flatten(rows: VideoRows, texts: Texts, lead: int) -> tuple[VideoRows, Texts, np.ndarray]:
+    """Make one segment of each video, with all its frames and all its text: what a flat model reads.
+
+    Frames that no subtitle owns are in it, and subtitles that own no frame. `lead` stands between two texts; texts
+    without words leave no trace.
+
+    Args:
+        rows: B videos, already cut.
+        texts: N tokens, one text per segment.
+        lead: special id that begins each text (`pack_videos` puts the first one).
+
+    Returns:
+        Rows with one segment a video, one text per video, and the place `[N]` of each given token in them.
+    """
+    lengths = np.diff(texts.offsets)
+    before = offsets_of(lengths > 0)
+    is_later = before[:-1] > before[rows.segment_offsets[:-1]][owners(rows.segment_offsets)]
+    led = is_later & (lengths > 0)
+    starts = offsets_of(lengths + led)
+    places = spans(starts[:-1] + led, lengths)
+    tokens = np.full(starts[-1], lead, dtype=np.int64)
+    tokens[places] = texts.tokens
+    return as_video_only(rows), Texts(tokens, starts[rows.segment_offsets]), places
+
+
 def segment_text(
-    rows: VideoRows, *, context: int = 0, max_tokens: int | None = None, drop: np.ndarray | None = None
+    rows: VideoRows,
+    *,
+    context: int = 0,
+    max_tokens: int | None = None,
+    drop: np.ndarray | None = None,
+    flat: bool = False,
 ) -> Texts:
     """Gather the text of every segment, without special ids (hero.md 1.6).
 
@@ -120,6 +150,7 @@ def segment_text(
         context: how many *previous* subtitles of the same video stand before a segment's own, unseparated.
         max_tokens: each subtitle's own limit, context subtitles included; None: no limit.
         drop: `[S]` bool, subtitles whose tokens are removed wherever they would appear (VSM's queries).
+        flat: for a flat model, which reads all subtitles of a video at once: `context` would repeat them.
 
     Returns:
         One text per segment, possibly empty.
@@ -131,7 +162,7 @@ def segment_text(
         lengths = np.where(drop, 0, lengths)
     segment = np.arange(len(lengths))
     first = rows.segment_offsets[:-1][owners(rows.segment_offsets)]
-    num_parts = np.minimum(segment - first, context) + 1
+    num_parts = np.minimum(segment - first, 0 if flat else context) + 1
     parts = spans(segment - num_parts + 1, num_parts)
     tokens = rows.tokens[spans(rows.token_offsets[:-1][parts], lengths[parts])]
     offsets = offsets_of(lengths[parts])[offsets_of(num_parts)]
@@ -146,6 +177,7 @@ def pack_videos(
     keep: np.ndarray | None = None,
     frame_mask: np.ndarray | None = None,
     last_position: int | None = LAST_TOKEN_POSITION,
+    flat: bool = False,
 ) -> PackedVideos:
     """Pack videos for the model: each segment is its frames, then `lead`, then its text; segments sorted by length.
 
@@ -156,10 +188,15 @@ def pack_videos(
         keep: `[S]` bool, segments to pack; None: all. Leave out those whose output nothing reads.
         frame_mask: `[F]` bool, frames to blank (MFM); recorded in the batch.
         last_position: position that all later tokens of a segment share; None: every token has its own (MLM).
+        flat: for a flat model: a video is one segment (`flatten`), whatever `keep` and `last_position` say.
 
     Returns:
         The batch, and the packed row of each token of `texts`.
     """
+    if flat:
+        rows, texts, places = flatten(rows, texts, lead)
+        videos, text_rows = pack_videos(rows, texts, lead=lead, frame_mask=frame_mask)
+        return PackedVideos(videos, text_rows[places])
     segments = np.arange(len(texts.offsets) - 1) if keep is None else np.flatnonzero(keep)
     num_frames = np.diff(rows.segment_frame_offsets)[segments]
     num_tokens = np.diff(texts.offsets)[segments] + 1

@@ -14,17 +14,19 @@ import numpy as np
 import torch
 
 from hero_model.packed.batch import ClipTexts, Layout, SharedFrames, VideoBatch, VideoRows
-from hero_model.packed.pack import LAST_TOKEN_POSITION, Texts, joined, offsets_of, owners, pack_videos, spans
+from hero_model.packed.pack import LAST_TOKEN_POSITION, Texts, flatten, joined, offsets_of, owners, pack_videos, spans
 
 
 class PackedReadings(NamedTuple):
     """What `Hero.encode_readings` takes."""
 
     videos: VideoBatch  # one clip per reading, in the given order
-    texts: ClipTexts
+    texts: ClipTexts | None  # None: for a flat model
 
 
-def pack_readings(rows: VideoRows, segments: Texts, video_N: np.ndarray, texts: Texts, *, lead: int) -> PackedReadings:
+def pack_readings(
+    rows: VideoRows, segments: Texts, video_N: np.ndarray, texts: Texts, *, lead: int, flat: bool = False
+) -> PackedReadings:
     """Pack N readings of B videos. Segments without a frame are left out: nothing reads them.
 
     Args:
@@ -33,7 +35,10 @@ def pack_readings(rows: VideoRows, segments: Texts, video_N: np.ndarray, texts: 
         video_N: `[N]` int64, the video of each reading.
         texts: N texts with their special tokens.
         lead: special id in front of each segment's text.
+        flat: for a flat model: a reading is one sequence of frames, subtitles and its text, which stands once.
     """
+    if flat:
+        rows, segments, _ = flatten(rows, segments, lead)
     again, segment_M, shown_G = _repeated(rows, video_N)
     reading_M = owners(again.segment_offsets)
     videos, _ = pack_videos(
@@ -46,7 +51,7 @@ def pack_readings(rows: VideoRows, segments: Texts, video_N: np.ndarray, texts: 
     videos = replace(
         videos, segments=replace(videos.segments, frame_index=shown[matched]), shared=SharedFrames(shown, matched)
     )
-    return PackedReadings(videos, _behind(np.diff(again.frame_offsets), texts))
+    return PackedReadings(videos, None if flat else _behind(np.diff(again.frame_offsets), texts))
 
 
 def _repeated(rows: VideoRows, video_N: np.ndarray) -> tuple[VideoRows, np.ndarray, np.ndarray]:

@@ -72,6 +72,7 @@ class Alignment:
     span_start: int = 0  # step from which the span term exists; -1: never
     max_frames: int = 100  # of a clip
     context: int = 0  # previous subtitles in front of each
+    flat: bool = False  # pack for a flat model; a run takes it from HeroConfig.flat
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -121,7 +122,8 @@ class Alignment:
         fingerprint: int,
     ) -> AlignmentBatch:
         """Pack cut videos and their queries; segments without a frame are left out: nothing reads them."""
-        videos, _ = pack_videos(rows, texts, lead=lead, keep=np.diff(rows.segment_frame_offsets) > 0)
+        keep = np.diff(rows.segment_frame_offsets) > 0
+        videos, _ = pack_videos(rows, texts, lead=lead, keep=keep, flat=self.flat)
         packed, places = pack_texts(queries.texts, lead=query_lead)
         counts = {"ctx": len(places), "query": len(places)}
         if with_span:
@@ -150,7 +152,7 @@ class Alignment:
         rows = as_video_only(rows) if video_only else rows
         return self.pack(
             rows,
-            segment_text(rows, context=self.context),
+            segment_text(rows, context=self.context, flat=self.flat),
             drawn,
             lead=text.cls if video_only else text.sep,
             query_lead=text.cls,

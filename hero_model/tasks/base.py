@@ -74,6 +74,10 @@ class Task(Protocol):
     def pools(self) -> bool:
         """Whether it ranks queries against the other videos of the pool."""
 
+    @property
+    def flat(self) -> bool:
+        """Whether videos are packed for a flat model (`HeroConfig.flat`)."""
+
     def head(self, cfg: HeroConfig) -> nn.Module:
         """A new head, initialised as hero.md 1.13 says."""
 

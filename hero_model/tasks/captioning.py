@@ -66,6 +66,7 @@ class Captioning:
     max_tokens: int = 60  # of a caption, its end token included; the rest is cut off
     max_frames: int = 100  # of a clip
     context: int = 1  # previous subtitles in front of each
+    flat: bool = False  # pack for a flat model; a run takes it from HeroConfig.flat
 
     head_name: ClassVar[str] = "captions"
     annotations: ClassVar[str] = "captions"
@@ -171,8 +172,9 @@ class Captioning:
 
     def _videos(self, rows: VideoRows, text: TextIds) -> tuple[VideoBatch, int]:
         """Pack cut videos; segments without a frame are left out: nothing reads them. Also the packed rows."""
-        texts = segment_text(rows, context=self.context)
-        videos, _ = pack_videos(rows, texts, lead=text.sep, keep=np.diff(rows.segment_frame_offsets) > 0)
+        texts = segment_text(rows, context=self.context, flat=self.flat)
+        keep = np.diff(rows.segment_frame_offsets) > 0
+        videos, _ = pack_videos(rows, texts, lead=text.sep, keep=keep, flat=self.flat)
         return videos, len(videos.segments.order)
 
     def pool_terms(self, pooled: Pooled, clips: Layout, at: At) -> dict[str, tuple[Tensor, int]]:

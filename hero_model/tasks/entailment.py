@@ -40,7 +40,7 @@ class StatementBatch(TaskBatch):
     """Videos read with statements."""
 
     videos: VideoBatch  # one clip per statement
-    texts: ClipTexts
+    texts: ClipTexts | None  # None: a flat model reads them inside its sequences
     labels: Tensor  # [N] int64, -1: hidden
 
 
@@ -53,6 +53,7 @@ class Entailment:
     max_query_tokens: int = 120  # longer statements are left out of training by the feed
     max_frames: int = 100  # of a clip
     context: int = 2  # previous subtitles in front of each
+    flat: bool = False  # pack for a flat model; a run takes it from HeroConfig.flat
 
     head_name: ClassVar[str] = "statements"
     annotations: ClassVar[str] = "statements"
@@ -83,14 +84,15 @@ class Entailment:
         rows = examples.videos
         videos, behind = pack_readings(
             rows,
-            segment_text(rows, context=self.context),
+            segment_text(rows, context=self.context, flat=self.flat),
             drawn.video_N,
             with_lead(drawn.texts, text.sep),
             lead=text.sep,
+            flat=self.flat,
         )
         return StatementBatch(
             num_videos=rows.num_videos,
-            num_tokens=len(videos.segments.order) + len(behind.order),
+            num_tokens=len(videos.segments.order) + (0 if behind is None else len(behind.order)),
             counts={"entailment": int((drawn.labels != IGNORED).sum())},
             fingerprint=add_folds(fold_ids(rows.keys), fold_ids(drawn.keys_N)),
             videos=videos,

@@ -1,7 +1,8 @@
 """FOM, frame order modelling (hero.md 3.6): say where each shuffled frame came from.
 
 `prepare` = `cut`, then `draw` (which frames move where, explicit), then `assemble`. Frames are fused with their
-subtitles first and moved after, so only the temporal encoder sees the shuffled clip.
+subtitles first and moved after, so only the temporal encoder sees the shuffled clip. A flat model has no such place in
+between: it reads the frames already moved.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Fom:
     shuffle_prob: float = 0.15
     max_frames: int = 100  # of a clip; at most the model's fom_classes
     context: int = 0  # previous subtitles in front of each
+    flat: bool = False  # pack for a flat model; a run takes it from HeroConfig.flat
 
     head_name: ClassVar[str] = "order"
     annotations: ClassVar[None] = None
@@ -82,15 +84,16 @@ class Fom:
     def assemble(self, examples: Examples, drawn: FrameOrder, text: TextIds) -> FomBatch:
         """Pack cut examples with this order; segments without a frame are left out: nothing reads them."""
         rows = examples.videos
-        packed = pack_videos(
-            rows,
-            segment_text(rows, context=self.context),
-            lead=text.sep,
-            keep=np.diff(rows.segment_frame_offsets) > 0,
-        )
         slot_of = rows.frame_offsets[:-1][owners(rows.frame_offsets)] + drawn.order
         sources = np.empty_like(slot_of)
         sources[slot_of] = np.arange(len(slot_of))
+        packed = pack_videos(
+            replace(rows, frames=rows.frames[sources]) if self.flat else rows,
+            segment_text(rows, context=self.context, flat=self.flat),
+            lead=text.sep,
+            keep=np.diff(rows.segment_frame_offsets) > 0,
+            flat=self.flat,
+        )
         keys, positions = frame_keys(rows)
         chosen = drawn.selected
         slots = np.sort(slot_of[chosen])
@@ -100,7 +103,7 @@ class Fom:
             counts={"fom": int(chosen.sum())},
             fingerprint=add_folds(fold_ids(rows.keys), fold(keys[chosen], positions[chosen], drawn.order[chosen])),
             videos=packed.videos,
-            sources=torch.from_numpy(sources),
+            sources=torch.from_numpy(np.arange(len(sources)) if self.flat else sources),
             slots=torch.from_numpy(slots),
             targets=torch.from_numpy(positions[sources[slots]]),
         )

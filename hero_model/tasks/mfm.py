@@ -47,6 +47,7 @@ class Mfm:
     loss: Literal["nce", "regression"] = "nce"
     max_frames: int = 100  # of a clip
     context: int = 0  # previous subtitles in front of each
+    flat: bool = False  # pack for a flat model; a run takes it from HeroConfig.flat
 
     head_name: ClassVar[str] = "frames"
     annotations: ClassVar[None] = None
@@ -78,10 +79,11 @@ class Mfm:
         rows = examples.videos
         packed = pack_videos(
             rows,
-            segment_text(rows, context=self.context),
+            segment_text(rows, context=self.context, flat=self.flat),
             lead=text.sep,
             keep=np.diff(rows.segment_frame_offsets) > 0,
             frame_mask=drawn,
+            flat=self.flat,
         )
         video_groups = np.zeros(rows.num_videos, dtype=np.int64) if examples.groups is None else examples.groups
         known, group = np.unique(video_groups[owners(rows.frame_offsets)], return_inverse=True)

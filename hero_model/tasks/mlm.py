@@ -45,6 +45,7 @@ class Mlm:
     max_tokens: int = 60  # of each subtitle
     max_frames: int = 100  # of a clip
     context: int = 0  # previous subtitles in front of each
+    flat: bool = False  # pack for a flat model; a run takes it from HeroConfig.flat
 
     head_name: ClassVar[str] = "lm"
     annotations: ClassVar[None] = None
@@ -69,7 +70,7 @@ class Mlm:
 
     def texts(self, examples: Examples) -> Texts:
         """The N text tokens that decisions are about: per segment, without the leading special token."""
-        return segment_text(examples.videos, context=self.context, max_tokens=self.max_tokens)
+        return segment_text(examples.videos, context=self.context, max_tokens=self.max_tokens, flat=self.flat)
 
     def draw(self, examples: Examples, at: At, text: TextIds) -> TokenMask:
         """Choose tokens and what replaces them, over the N tokens of `texts`. Examples are already cut."""
@@ -84,6 +85,7 @@ class Mlm:
             lead=text.cls,
             keep=np.diff(texts.offsets) > 0,
             last_position=None,
+            flat=self.flat,
         )
         keys, positions = token_keys(rows, texts)
         chosen = drawn.chosen

@@ -45,7 +45,7 @@ class QuestionBatch(TaskBatch):
     """Videos read with every answer. P counts the frames of each question's video, question after question."""
 
     videos: VideoBatch  # one clip per answer
-    texts: ClipTexts
+    texts: ClipTexts | None  # None: a flat model reads them inside its sequences
     answers: Layout  # Q questions, N answers
     frames: Layout  # Q questions, P frames
     frame_G: Tensor  # [G] int64 in [0, P), the frame that each row of the clips shows
@@ -70,6 +70,7 @@ class VideoQa:
     max_query_tokens: int = 120  # question and longest answer; longer ones are left out of training by the feed
     max_frames: int = 100  # of a clip
     context: int = 0  # previous subtitles in front of each
+    flat: bool = False  # pack for a flat model; a run takes it from HeroConfig.flat
 
     head_name: ClassVar[str] = "answers"
     annotations: ClassVar[str] = "questions"
@@ -108,7 +109,8 @@ class VideoQa:
             (with_lead(drawn.answers, text.sep), np.arange(num_answers)),
         )
         video_N = drawn.video_Q[question_N]
-        videos, behind = pack_readings(rows, segment_text(rows, context=self.context), video_N, texts, lead=text.sep)
+        segments = segment_text(rows, context=self.context, flat=self.flat)
+        videos, behind = pack_readings(rows, segments, video_N, texts, lead=text.sep, flat=self.flat)
         lengths_Q = np.diff(rows.frame_offsets)[drawn.video_Q]
         lengths_N = lengths_Q[question_N]
         counts = {"answer": int((drawn.labels != IGNORED).sum())}
@@ -116,7 +118,7 @@ class VideoQa:
             counts["span"] = int((drawn.spans[:, 0] != IGNORED).sum())
         return QuestionBatch(
             num_videos=rows.num_videos,
-            num_tokens=len(videos.segments.order) + len(behind.order),
+            num_tokens=len(videos.segments.order) + (0 if behind is None else len(behind.order)),
             counts=counts,
             fingerprint=add_folds(fold_ids(rows.keys), fold_ids(drawn.keys_Q)),
             videos=videos,

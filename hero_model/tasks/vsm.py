@@ -63,7 +63,7 @@ class Vsm(Alignment):
         draws = fold(rows.keys[queries.video_Q], inside, np.ones_like(drawn))
         return self.pack(
             rows,
-            segment_text(rows, context=self.context, max_tokens=self.max_tokens, drop=removed),
+            segment_text(rows, context=self.context, max_tokens=self.max_tokens, drop=removed, flat=self.flat),
             queries,
             lead=text.sep,
             query_lead=text.cls,

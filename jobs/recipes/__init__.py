@@ -6,14 +6,13 @@ from collections.abc import Callable
 from difflib import get_close_matches
 
 from hero_platform.config import RunConfig
-from jobs.recipes import finetune, pretrain
+from jobs.recipes import finetune, pretrain, synthetic
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     recipe.__name__: recipe
     for recipe in (
         pretrain.pretrain_tv,
         pretrain.pretrain_tv_howto100m,
-        pretrain.pretrain_synthetic,
         finetune.finetune_tvr,
         finetune.finetune_how2r,
         finetune.finetune_didemo,
@@ -24,7 +23,12 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
         finetune.finetune_how2qa,
         finetune.finetune_violin,
         finetune.finetune_tvc,
-        finetune.finetune_synthetic,
+        synthetic.pretrain_synthetic,
+        synthetic.finetune_synthetic,
+        synthetic.finetune_synthetic_retrieval,
+        synthetic.finetune_synthetic_qa,
+        synthetic.finetune_synthetic_entailment,
+        synthetic.finetune_synthetic_captions,
     )
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hero_model.config import debug
 from hero_model.tasks import Captioning, Entailment, MomentRetrieval, VideoQa, VideoRetrieval
 from hero_platform.config import (
     CheckpointConfig,
@@ -12,7 +11,6 @@ from hero_platform.config import (
     EvaluationConfig,
     OptimConfig,
     RunConfig,
-    ScaleConfig,
     ScheduleConfig,
 )
 
@@ -145,22 +143,4 @@ def finetune_tvc() -> RunConfig:
         nce_pool=1,
         evaluation=EvaluationConfig(every=500),
         checkpoint=CheckpointConfig(every=500),
-    )
-
-
-def finetune_synthetic() -> RunConfig:
-    """Moment retrieval on the synthetic corpus: the demo's second half, about a minute on two cores."""
-    return replace(
-        finetune_tvr(),
-        recipe="finetune_synthetic",
-        mixture=(Entry(task=MomentRetrieval(hard_start=-1, span_drop=0.0, span_weight=0.5), corpus="synthetic"),),
-        model=debug(),
-        optim=OptimConfig(lr=6e-3),
-        schedule=ScheduleConfig(total=200, warmup=20),
-        steps=200,
-        batch=32,
-        pool=32,
-        scale=ScaleConfig(threads_per_worker=1),  # too little work to share among threads
-        evaluation=EvaluationConfig(every=100, limit=64),
-        checkpoint=CheckpointConfig(every=100),
     )

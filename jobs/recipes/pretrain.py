@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hero_model.config import HeroConfig, debug
+from hero_model.config import HeroConfig
 from hero_model.tasks import Fom, Mfm, Mlm, Vsm
 from hero_platform.config import (
     CheckpointConfig,
@@ -12,7 +12,6 @@ from hero_platform.config import (
     EvaluationConfig,
     OptimConfig,
     RunConfig,
-    ScaleConfig,
     ScheduleConfig,
 )
 
@@ -55,24 +54,4 @@ def pretrain_tv_howto100m() -> RunConfig:
         mixture=mixture("tv", Vsm()) + mixture("howto100m", Vsm()),
         schedule=ScheduleConfig(total=1_650_000, warmup=10_000),
         steps=1_650_000,
-    )
-
-
-def pretrain_synthetic() -> RunConfig:
-    """A small HERO on the synthetic corpus: the demo's first half, minutes on two cores."""
-    return replace(
-        pretrain_tv(),
-        recipe="pretrain_synthetic",
-        # The published span weight (.01, in a fifth of the steps) would need far more steps than these.
-        mixture=mixture("synthetic", Vsm(hard_start=-1, span_weight=0.5, span_drop=0.0)),
-        model=debug(),
-        optim=OptimConfig(lr=3e-3),
-        schedule=ScheduleConfig(total=1_000, warmup=100),
-        steps=1_000,
-        batch=32,
-        pool=32,
-        nce_pool=8,
-        scale=ScaleConfig(threads_per_worker=1),  # too little work to share among threads
-        evaluation=EvaluationConfig(every=250, limit=64),
-        checkpoint=CheckpointConfig(every=250),
     )

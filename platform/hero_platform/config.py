@@ -170,12 +170,15 @@ def check(config: RunConfig) -> None:
         for name in names:
             if (value := attrgetter(name)(config)) < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
+    model = config.model
+    table, most = (
+        ("max_segment_frames", model.max_segment_frames)
+        if model.flat
+        else ("temporal.max_positions", model.temporal.max_positions)
+    )
     for entry in config.mixture:
-        if entry.task.max_frames > config.model.temporal.max_positions:
-            raise ValueError(
-                f"{entry.key}: max_frames {entry.task.max_frames} is more than the model's "
-                f"temporal.max_positions {config.model.temporal.max_positions}"
-            )
+        if entry.task.max_frames > most:
+            raise ValueError(f"{entry.key}: max_frames {entry.task.max_frames} is more than the model's {table} {most}")
     if config.batch % config.pool:
         raise ValueError(f"batch {config.batch} must be a multiple of pool {config.pool}: pools do not cross steps")
     if config.pool % config.nce_pool:

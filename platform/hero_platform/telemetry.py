@@ -85,7 +85,7 @@ def row_flops(cfg: HeroConfig) -> float:
     left out, so the utilisation computed from it is a little too low, never too high.
     """
     layer = 4 * cfg.hidden_size**2 + 2 * cfg.hidden_size * cfg.cross.intermediate_size
-    return 3 * 2.0 * layer * cfg.cross.num_layers
+    return 3 * 2.0 * layer * cfg.cross_layers
 
 
 def peak_flops(device_name: str) -> float | None:

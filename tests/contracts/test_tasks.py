@@ -56,15 +56,18 @@ def _examples(kind: str) -> Examples:
     return Examples(rows, notes)
 
 
-def _config() -> HeroConfig:
-    return replace(debug(), frame_dim=WIDTH, vocab_size=104, dropout=0.0, attention_dropout=0.0)
+ENCODERS = pytest.mark.parametrize("flat", [False, True], ids=["hierarchical", "flat"])
 
 
-def _model(kind: str) -> tuple[MultiTaskHero, TaskBatch]:
+def _config(flat: bool) -> HeroConfig:
+    return replace(debug(), frame_dim=WIDTH, vocab_size=104, dropout=0.0, attention_dropout=0.0, flat=flat)
+
+
+def _model(kind: str, flat: bool) -> tuple[MultiTaskHero, TaskBatch]:
     torch.manual_seed(0)
-    task = TASKS[kind]()
+    task = TASKS[kind](flat=flat)
     batch = task.prepare(_examples(kind), AT, TEXT, training=False)
-    return MultiTaskHero(_config(), (task,)), batch
+    return MultiTaskHero(_config(flat), (task,)), batch
 
 
 def _loss(model: MultiTaskHero, kind: str, batch: TaskBatch) -> torch.Tensor:
@@ -80,9 +83,10 @@ def _loss(model: MultiTaskHero, kind: str, batch: TaskBatch) -> torch.Tensor:
     return sum((weights[name] * value for name, value in means.items()), torch.zeros(()))
 
 
+@ENCODERS
 @pytest.mark.parametrize("kind", TASKS)
-def test_loss_is_finite_and_reaches_every_parameter_of_the_head(kind: str):
-    model, batch = _model(kind)
+def test_loss_is_finite_and_reaches_every_parameter_of_the_head(kind: str, flat: bool):
+    model, batch = _model(kind, flat)
     loss = _loss(model, kind, batch)
     assert torch.isfinite(loss) and loss > 0
     loss.backward()
@@ -108,16 +112,18 @@ def _is_constant_in(model: MultiTaskHero, kind: str, batch: TaskBatch, parameter
     return after == pytest.approx(before, rel=1e-5)
 
 
+@ENCODERS
 @pytest.mark.parametrize("kind", TASKS)
-def test_same_seed_and_step_give_the_same_batch_and_loss(kind: str):
-    (model, batch), (again, other) = _model(kind), _model(kind)
+def test_same_seed_and_step_give_the_same_batch_and_loss(kind: str, flat: bool):
+    (model, batch), (again, other) = _model(kind, flat), _model(kind, flat)
     assert batch.fingerprint == other.fingerprint
     assert _loss(model, kind, batch).item() == _loss(again, kind, other).item()
 
 
+@ENCODERS
 @pytest.mark.parametrize("kind", TASKS)
-def test_four_examples_can_be_learnt_by_heart(kind: str):
-    model, batch = _model(kind)
+def test_four_examples_can_be_learnt_by_heart(kind: str, flat: bool):
+    model, batch = _model(kind, flat)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     first = _loss(model, kind, batch).item()
     for _ in range(120):
@@ -128,9 +134,10 @@ def test_four_examples_can_be_learnt_by_heart(kind: str):
     assert loss.item() < 0.15 * first, f"{first:.3f} -> {loss.item():.3f}"
 
 
+@ENCODERS
 @pytest.mark.parametrize("kind", TASKS)
-def test_statistics_are_tensors_with_counts(kind: str):
-    model, batch = _model(kind)
+def test_statistics_are_tensors_with_counts(kind: str, flat: bool):
+    model, batch = _model(kind, flat)
     out = model(kind, batch, AT)
     assert out.stats
     for name, (total, count) in out.stats.items():
@@ -138,9 +145,10 @@ def test_statistics_are_tensors_with_counts(kind: str):
         assert 0 < count.item() and -count.item() <= total.item() <= count.item()
 
 
+@ENCODERS
 @pytest.mark.parametrize("kind", TASKS)
-def test_moving_a_batch_moves_all_of_it(kind: str):
-    _, batch = _model(kind)
+def test_moving_a_batch_moves_all_of_it(kind: str, flat: bool):
+    _, batch = _model(kind, flat)
     moved = batch.to("meta")
     left = [name for name, value in vars(moved).items() if isinstance(value, torch.Tensor) and not value.is_meta]
     assert not left and moved.videos.segments.layout.offsets.is_meta

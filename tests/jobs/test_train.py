@@ -13,7 +13,7 @@ import pytest
 from hero_platform.files import sha256_file
 from hero_platform.tracking.note import Note
 from hero_platform.train.worker import only_one
-from jobs import train
+from jobs import evaluate, train
 
 HEAVY = {"torch", "ray", "mlflow", "numpy", "tyro"}
 SHORT = ["pretrain_synthetic", "--store", "synthetic=STORE", "--batch", "8"]
@@ -126,6 +126,18 @@ def test_twenty_steps_learn_and_a_run_starts_from_another(short: list[str], hero
     tuning[tuning.index("20")] = "22"
     assert train.main([*tuning, "--name", "tuned", "--init-from", "pretrain_synthetic"]) == 0
     assert train.main([*tuning, "--name", "other", "--init-from", "pretrain_synthetic"]) == 2
+
+
+def test_a_flat_model_is_one_flag(tiny_store: str, hero_home: Path, tmp_path: Path):
+    store = ["--store", f"synthetic={tiny_store}"]
+    flat = ["finetune_synthetic_qa", *store, "--model.flat", "--batch", "8", "--steps", "2", *QUIET]
+    assert train.main([*flat, "--dry-run", "--json", str(tmp_path / "facts.json")]) == 0
+    config = json.loads((tmp_path / "facts.json").read_text())["config"]
+    assert config["model"]["flat"] and all(entry["task"]["flat"] for entry in config["mixture"])
+    assert train.main(flat) == 0
+    asked = ["--run", "finetune_synthetic_qa", "--corpus", "synthetic", "--split", "test", "--store", tiny_store]
+    assert evaluate.main([*asked, "--json", str(tmp_path / "found.json")]) == 0
+    assert 0 <= json.loads((tmp_path / "found.json").read_text())["metrics"]["accuracy"] <= 100
 
 
 def test_a_name_is_one_run(short: list[str], hero_home: Path, tmp_path: Path, capsys):

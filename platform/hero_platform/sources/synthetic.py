@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from hero_platform.sources.base import Annotation, AnnotationKind, Planned, RawV
 from hero_platform.sources.synthetic_world import Scene, Utterance, World
 
 SPLITS = ("train", "val", "test")
+Hidden = Literal["", "frames", "subtitles"]
 NUM_SPECIAL = 5  # ids of the tokenizer that are no words
 MARGIN = 0.1  # of an interval: subtitles start and end inside their frames, so that the official rule aligns them
 
@@ -44,8 +45,8 @@ class SyntheticSource:
     num_test: int = 200
     annotated_train: int = 80  # only the first of the train videos carry annotations; all of val and test do
     moments_per_video: int = 3
-    questions_per_video: int = 2
-    statements_per_video: int = 2
+    questions_per_video: int = 3
+    statement_pairs_per_video: int = 3  # a true statement and its opposite about the same scene
     captions_per_video: int = 2
     seed: int = 0
     frame_dim: int = 64
@@ -60,6 +61,7 @@ class SyntheticSource:
     synonyms: int = 3  # words a value may be called by, 1 to 3
     vocab_size: int = 256  # all tokens: special, meaningful, and meaningless fillers for the rest
     shuffle_subtitles: bool = False  # control: every subtitle's text comes from another video of its split
+    hide: Hidden = ""  # the same corpus seen through one modality: frames are zero, or subtitles have no words
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -84,6 +86,8 @@ class SyntheticSource:
         smallest = NUM_SPECIAL + len(world.base_vocabulary())
         if self.vocab_size < smallest:
             raise ValueError(f"synthetic corpus: vocab_size is {self.vocab_size}; the world needs at least {smallest}")
+        if self.hide not in get_args(Hidden):
+            raise ValueError(f"synthetic corpus: hide is {self.hide!r}; give frames, subtitles or nothing")
         if self.shuffle_subtitles and 1 in self._sizes().values():
             raise ValueError("synthetic corpus: shuffle_subtitles needs at least two videos in a split")
 
@@ -117,7 +121,7 @@ class SyntheticSource:
 
     def provenance(self) -> dict[str, Any]:
         """Give all settings and the generator's version."""
-        return {"source": "synthetic", "generator": 1, **asdict(self)}
+        return {"source": "synthetic", "generator": 2, **asdict(self)}
 
     def annotations(self) -> Iterator[Annotation | Reject]:
         """Generate moments, questions, statements and captions of every annotated video, video after video."""
@@ -166,8 +170,10 @@ class SyntheticSource:
     ) -> RawVideo:
         said = self.utterances(split, number)
         words = self._shuffled(split, number, said) if self.shuffle_subtitles else [item.words for item in said]
-        texts = [" ".join(spoken) for spoken in words]
+        texts = ["" if self.hide == "subtitles" else " ".join(spoken) for spoken in words]
         frames = self._frames(split, number, projection)
+        if self.hide == "frames":
+            frames = np.zeros_like(frames)
         margin = MARGIN * self.interval_s
         return RawVideo(
             id=video,
@@ -211,7 +217,7 @@ class SyntheticSource:
         rng = self._rng(_Use.NOTES, split, number)
         scenes = self.scenes(split, number)
 
-        def note(kind: AnnotationKind, rank: int, scene: Scene, text: str, **more: Any) -> Annotation:
+        def note(kind: AnnotationKind, rank: int | str, scene: Scene, text: str, **more: Any) -> Annotation:
             return Annotation(
                 kind=kind,
                 split=split,
@@ -232,10 +238,9 @@ class SyntheticSource:
             answers, label = self._answers(rng, asked, scene, scenes)
             tokens = tokenizer.encode(answers, "query")
             yield note("questions", rank, scene, text, answers=answers, answers_tokens=tokens, label=label)
-        for rank, scene in enumerate(self._pick(rng, scenes, self.statements_per_video)):
-            label = int(rng.integers(2))
-            values = scene.values if label else self._contradict(rng, scene)
-            yield note("statements", rank, scene, self.world.describe(rng, world.CAPTIONS, values), label=label)
+        for rank, scene in enumerate(self._pick(rng, scenes, self.statement_pairs_per_video)):
+            for half, (text, label) in enumerate(self._opposites(rng, scene, scenes)):
+                yield note("statements", f"{rank}-{half}", scene, text, label=label)
         for rank, scene in enumerate(self._pick(rng, scenes, self.captions_per_video)):
             yield note("captions", rank, scene, self.world.describe(rng, world.CAPTIONS, scene.values))
 
@@ -247,19 +252,31 @@ class SyntheticSource:
     def _answers(
         self, rng: np.random.Generator, asked: str, scene: Scene, scenes: list[Scene]
     ) -> tuple[tuple[str, ...], int]:
-        """Five words for `asked`, one right; wrong ones are first those of the video's other scenes."""
+        """Five words for `asked`, one right; one of the wrong ones is right for another scene, where there is one."""
         right = scene.values[asked]
-        near = list(dict.fromkeys(other.values[asked] for other in scenes if other.values[asked] != right))
-        far = [int(value) for value in rng.permutation(self.world.sizes[asked]) if value != right and value not in near]
-        options = [right, *(near + far)[: world.NUM_ANSWERS - 1]]
+        near = {other.values[asked] for other in scenes if other.values[asked] != right}
+        values = [int(value) for value in rng.permutation(self.world.sizes[asked]) if value != right]
+        values.sort(key=lambda value: value in near)  # stable: those of no scene first, in random order
+        wrong = [*values[: world.NUM_ANSWERS - 2], values[-1]]
+        options = [right, *wrong]
         order = rng.permutation(world.NUM_ANSWERS)
         return tuple(self.world.say(rng, asked, options[i]) for i in order), int(np.argmin(order))
 
-    def _contradict(self, rng: np.random.Generator, scene: Scene) -> dict[str, int]:
-        """The scene's values with one of them changed."""
-        changed = world.ATTRIBUTES[int(rng.integers(len(world.ATTRIBUTES)))]
-        shift = int(rng.integers(1, self.world.sizes[changed]))
-        return {**scene.values, changed: (scene.values[changed] + shift) % self.world.sizes[changed]}
+    def _opposites(self, rng: np.random.Generator, scene: Scene, scenes: list[Scene]) -> list[tuple[str, int]]:
+        """A true statement and its opposite, in any order; one word of that names what is in no scene of the video.
+
+        None if the video has everything, which takes more scenes than an attribute has values.
+        """
+        template = world.STATEMENTS[int(rng.integers(len(world.STATEMENTS)))]
+        words = {name: self.world.say(rng, name, scene.values[name]) for name in world.STATED}
+        changed = str(rng.choice(world.STATED))
+        told = {other.values[changed] for other in scenes}
+        absent = [value for value in range(self.world.sizes[changed]) if value not in told]
+        if not absent:
+            return []
+        opposite = words | {changed: self.world.say(rng, changed, int(rng.choice(absent)))}
+        pair = [(template.format(**words), 1), (template.format(**opposite), 0)]
+        return pair if rng.integers(2) else pair[::-1]
 
     def _fillers(self) -> tuple[str, ...]:
         return world.filler_words(self.vocab_size - NUM_SPECIAL - len(world.base_vocabulary()))

@@ -85,13 +85,14 @@ CAPTIONS = (
     "a {mood} {who} {act} a {object} at the {place}",
     "at the {place} the {who} {act} a {object} and feels {mood}",
 )
+STATED = ("who", "object")  # one is seen, one is heard
+STATEMENTS = ("it is the {who} with the {object}", "a {object} and a {who}", "the {object} that is with the {who}")
 OPENINGS = ("", "oh", "look", "look at the", "it is so")
 NUM_ANSWERS = 5
 QUESTIONS = {
     "who": "who {act} the {object} at the {place}",
     "object": "what is it that the {who} {act} at the {place}",
     "place": "where is it that the {who} {act} the {object}",
-    "mood": "how feels the {who} who {act} the {object}",
 }
 
 

@@ -5,6 +5,7 @@ A converted checkpoint is an ordinary one of step 0 without optimizer state, so 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -109,9 +110,11 @@ def export_official(source: str, out: str) -> dict[str, Any]:
     """Write a checkpoint of ours under official names, as `.pt` or `.safetensors` by the ending of `out`.
 
     Raises:
-        ValueError: no valid checkpoint there, or another ending.
+        ValueError: no valid checkpoint there, a flat model, or another ending.
     """
-    state = official.to_official(snapshot.load(source).model)
+    found = snapshot.load(source)
+    official.refuse_flat(config_io.from_json(json.dumps(found.config)).model)
+    state = official.to_official(found.model)
     if not out.endswith((".pt", ".safetensors")):
         raise ValueError(f"--out ends in .pt or .safetensors, not {out}")
     Path(out).parent.mkdir(parents=True, exist_ok=True)

@@ -104,7 +104,10 @@ def resolve(config: RunConfig) -> RunConfig:
     model: HeroConfig = replace(
         config.model, frame_dim=next(iter(widths.values())), vocab_size=-(-text.vocab_size // 8) * 8
     )
-    resolved = replace(config, name=config.name or config.recipe, stores=tuple(refs), model=model, text=text)
+    mixture = tuple(replace(e, task=replace(e.task, flat=model.flat)) for e in config.mixture)
+    resolved = replace(
+        config, name=config.name or config.recipe, stores=tuple(refs), mixture=mixture, model=model, text=text
+    )
     mixture_of(resolved)
     with torch.device("meta"):
         module = MultiTaskHero(resolved.model, unique_tasks(resolved))
@@ -113,6 +116,7 @@ def resolve(config: RunConfig) -> RunConfig:
     digest = _start_left_behind(resolved)
     if digest is None:
         folder = weights_of(resolved.init_from)
+        _same_shape(resolved.model, folder)
         _shared(module, snapshot.shapes(folder), folder)
         digest = files.sha256_file(files.join(folder, "model.safetensors"))
     return replace(resolved, init_digest=digest)
@@ -180,6 +184,18 @@ def load_weights(module: MultiTaskHero, config: RunConfig) -> str:
     module.load_state_dict({name: source[name] for name in shared}, strict=False)
     fresh, unused = sorted(set(own) - set(shared)), sorted(set(source) - set(own))
     return f"weights from {folder}: {len(shared)} tensors; new: {_heads(fresh)}; not used: {_heads(unused)}"
+
+
+def _same_shape(model: HeroConfig, folder: str) -> None:
+    """Refuse weights of a flat model for a hierarchical one and the other way round: layers would change their work."""
+    config = files.read_json(files.join(folder, "config.json"))
+    theirs = bool(config.get("model", {}).get("flat", False))
+    if theirs != model.flat:
+        names = {False: "hierarchical", True: "flat"}
+        raise ValueError(
+            f"{folder} holds a {names[theirs]} model and this run's is {names[model.flat]}: "
+            f"add --model.{'flat' if theirs else 'no-flat'} or start from other weights"
+        )
 
 
 def _shared(module: MultiTaskHero, source: Mapping[str, tuple[int, ...]], folder: str) -> list[str]:

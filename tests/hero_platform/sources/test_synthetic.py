@@ -4,6 +4,7 @@ import pickle
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -168,18 +169,29 @@ def test_annotations_come_from_the_same_story():
             assert len({WORD_MEANS[answer] for answer in note.answers}) == 5, "no two answers mean the same"
             assert WORD_MEANS[note.answers[note.label]] == (asked, scene.values[asked])
             assert said.items() <= scene.values.items()
+            others = [other.values[asked] for other in SMALL.scenes(note.split, number)]
+            near = {WORD_MEANS[answer][1] for answer in note.answers} & set(others) - {scene.values[asked]}
+            assert len(near) == (1 if len(set(others)) > 1 else 0), "one answer is right elsewhere in the video"
         elif note.kind == "statements":
-            assert len(said.items() - scene.values.items()) == 1 - note.label
+            wrong = said.items() - scene.values.items()
+            assert len(said) == 2 and len(wrong) == 1 - note.label
+            for other in SMALL.scenes(note.split, number):
+                assert wrong.isdisjoint(other.values.items()), "what is wrong is nowhere in the video"
         else:
             assert said == scene.values
     assert {kind: len(notes) for kind, notes in by_kind.items()} == {
         "moments": 180,
-        "questions": 120,
-        "statements": 120,
+        "questions": 180,
+        "statements": 360,
         "captions": 120,
     }
-    labels = [note.label for note in by_kind["statements"]]
-    assert 0.3 < np.mean(labels) < 0.7
+    statements = {note.id: note for note in by_kind["statements"]}
+    assert np.mean([note.label for note in statements.values()]) == 0.5
+    for name, note in statements.items():
+        opposite = statements[f"{name[:-1]}{1 - int(name[-1])}"]
+        assert (opposite.video, opposite.start_s, opposite.label) == (note.video, note.start_s, 1 - note.label)
+        assert sum(a != b for a, b in zip(note.text.split(), opposite.text.split(), strict=True)) == 1
+    assert 0.3 < np.mean([note.label for name, note in statements.items() if name.endswith("-0")]) < 0.7
     assert set(note.label for note in by_kind["questions"]) == set(range(5))
     ids = [note.id for notes in by_kind.values() for note in notes]
     assert len(ids) == len(set(ids))
@@ -219,8 +231,25 @@ def test_frames_show_the_shown_and_hardly_the_hidden():
     )
 
 
-def test_a_query_finds_its_video_only_with_both_modalities():
-    """Oracles that know the meaning of every word and the true value of whatever their modality shows."""
+class Oracle(NamedTuple):
+    """What is known about every scene of the 200 test videos; the meaning of every word is."""
+
+    owner: np.ndarray  # video of each scene
+    heard: list[dict[str, int]]
+    shown: list[dict[str, int]]
+    true: list[dict[str, int]]
+    notes: dict[str, list]
+
+    @property
+    def both(self):
+        return [{**a, **b} for a, b in zip(self.heard, self.shown, strict=True)]
+
+    def scenes_of(self, note, known):
+        return [known[i] for i in np.flatnonzero(self.owner == int(note.video.split("-")[1]))]
+
+
+@pytest.fixture(scope="module")
+def oracle():
     source = SyntheticSource(num_train=0, num_val=0, num_test=200)
     scenes = [(number, scene) for number in range(200) for scene in source.scenes("test", number)]
     heard: list[dict[str, int]] = [{} for _ in scenes]
@@ -228,26 +257,88 @@ def test_a_query_finds_its_video_only_with_both_modalities():
     for number, video in enumerate(read_all(source)):
         for subtitle, frames in zip(video.subtitles, video.segment_frames, strict=True):
             heard[row[number, scene_at(source, "test", number, frames[0]).start]].update(meaning(subtitle.text))
+    notes: dict[str, list] = {}
+    for note in source.annotations():
+        notes.setdefault(note.kind, []).append(note)
     shown = [{name: scene.values[name] for name in world.SHOWN} for _, scene in scenes]
+    owner = np.array([number for number, _ in scenes])
+    return Oracle(owner, heard, shown, [scene.values for _, scene in scenes], notes)
 
+
+def test_a_query_finds_its_video_only_with_both_modalities(oracle):
     def recall(known):
         """R@1 of the video, ties broken at random: how many asked attributes each scene is known to have."""
-        hits, queries = 0.0, [note for note in source.annotations() if note.kind == "moments"]
+        hits, queries = 0.0, oracle.notes["moments"]
         assert len(queries) >= 500
-        owner = np.array([number for number, _ in scenes])
         for note in queries:
             asked = meaning(note.text)
             score = np.array([len(asked.items() & facts.items()) for facts in known])
-            best = np.array([score[owner == v].max() for v in range(200)])
+            best = np.array([score[oracle.owner == v].max() for v in range(200)])
             right = best[int(note.video.split("-")[1])]
             hits += (right == best.max()) / np.sum(best == best.max())
         return hits / len(queries)
 
-    both = recall([{**a, **b} for a, b in zip(heard, shown, strict=True)])
-    text, sight, everything = recall(heard), recall(shown), recall([scene.values for _, scene in scenes])
+    both, text, sight, everything = map(recall, (oracle.both, oracle.heard, oracle.shown, oracle.true))
     assert everything > 0.95
     assert both > 0.8
     assert text < 0.6 and sight < 0.6, (text, sight)
+
+
+def test_a_question_is_answered_only_with_both_modalities_and_only_if_it_is_read(oracle):
+    def accuracy(known, *, reads=True):
+        """Take the scenes that most of the question fits; choose what is known about them, else guess."""
+        right = 0.0
+        for note in oracle.notes["questions"]:
+            said = meaning(note.text).items() if reads else set()
+            scenes = oracle.scenes_of(note, known)
+            fits = [len(said & facts.items()) for facts in scenes]
+            values = [WORD_MEANS[answer] for answer in note.answers]
+            votes = np.zeros(5)
+            for fit, facts in zip(fits, scenes, strict=True):
+                if fit == max(fits):
+                    known_here = [value in facts.items() for value in values]
+                    votes += known_here if any(known_here) else np.full(5, 0.2)
+            right += (votes.argmax() == note.label) if (votes > votes.min()).any() else 0.2
+        return right / len(oracle.notes["questions"])
+
+    both, text, sight, everything = map(accuracy, (oracle.both, oracle.heard, oracle.shown, oracle.true))
+    assert everything > 0.95
+    assert both > 0.9
+    assert text < 0.75 and sight < 0.75, (text, sight)
+    assert accuracy(oracle.both, reads=False) < 0.8
+
+
+def test_a_statement_is_judged_only_with_both_modalities(oracle):
+    def accuracy(known):
+        """False if every scene contradicts it in something."""
+        right = 0
+        for note in oracle.notes["statements"]:
+            said = meaning(note.text)
+            fits = [
+                all(facts.get(name, value) == value for name, value in said.items())
+                for facts in oracle.scenes_of(note, known)
+            ]
+            right += any(fits) == note.label
+        return right / len(oracle.notes["statements"])
+
+    both, text, sight, everything = map(accuracy, (oracle.both, oracle.heard, oracle.shown, oracle.true))
+    assert everything == 1.0
+    assert both > 0.95
+    assert text < 0.85 and sight < 0.8, (text, sight)
+
+
+@pytest.mark.parametrize(("hide", "seen", "heard"), [("frames", False, True), ("subtitles", True, False)])
+def test_one_modality_of_the_same_corpus(hide, seen, heard):
+    hidden = replace(SMALL, hide=hide)
+    for whole, part in zip(read_all(SMALL, "val"), read_all(hidden, "val"), strict=True):
+        assert part.frames.any() == seen and part.frames.shape == whole.frames.shape
+        assert not seen or (part.frames == whole.frames).all()
+        for before, after, tokens in zip(whole.subtitles, part.subtitles, part.token_ids, strict=True):
+            assert (before.start_s, before.end_s) == (after.start_s, after.end_s)
+            assert (after.text, bool(tokens)) == ((before.text, True) if heard else ("", False))
+        assert part.segment_frames == whole.segment_frames
+    assert list(hidden.annotations()) == list(SMALL.annotations())
+    assert hidden.provenance() != SMALL.provenance()
 
 
 def test_shuffled_subtitles_keep_the_words_and_lose_the_story():
@@ -282,6 +373,7 @@ def test_shuffled_subtitles_keep_the_words_and_lose_the_story():
         ({"synonyms": 4}, "synonyms is 4"),
         ({"vocab_size": 100}, "the world needs at least"),
         ({"num_val": 1, "shuffle_subtitles": True}, "at least two videos"),
+        ({"hide": "words"}, "hide is 'words'; give frames, subtitles or nothing"),
     ],
 )
 def test_bad_settings_are_one_sentence(change, says):

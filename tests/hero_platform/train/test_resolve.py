@@ -7,7 +7,16 @@ import torch
 from hero_model.config import base, debug
 from hero_model.tasks import Fom, Mlm, MomentRetrieval
 from hero_platform import config_io, files, home
-from hero_platform.config import CheckpointConfig, Entry, EvaluationConfig, RunConfig, ScaleConfig, StoreRef
+from hero_platform.config import (
+    CheckpointConfig,
+    Entry,
+    EvaluationConfig,
+    RunConfig,
+    ScaleConfig,
+    StoreRef,
+    differences,
+    identity,
+)
 from hero_platform.store.manifest import Manifest
 from hero_platform.store.reader import FeatureStore
 from hero_platform.train.checkpoint import Checkpointer
@@ -181,6 +190,22 @@ def test_heads_of_one_side_only_are_told(run, tmp_path):
     assert "new: heads.query; not used: heads.order" in line
     own = module.state_dict()
     assert all(torch.equal(own[name], value) for name, value in source.items() if "order" not in name)
+
+
+def test_a_flat_model_is_a_run_of_its_own(run):
+    flat = resolve(replace(run, name="flat", model=replace(run.model, flat=True)))
+    assert all(entry.task.flat for entry in flat.mixture)
+    assert {"model.flat (False in the run, True now)"} <= set(differences(identity(run), identity(flat)))
+    back = resolve(replace(flat, model=replace(flat.model, flat=False)))
+    assert not any(entry.task.flat for entry in back.mixture)
+    train(run, Surroundings(home.run_dir("tiny")))
+    train(flat, Surroundings(home.run_dir("flat")))
+    again = resolve(replace(flat, name="again", init_from="flat"))
+    assert "hero.cross" not in load_weights(build_module(again), again).split("new:")[1]
+    refused("holds a hierarchical model and this run's is flat", resolve, replace(again, init_from="tiny"))
+    refused("holds a flat model and this run's is hierarchical", resolve, replace(run, name="x", init_from="flat"))
+    wide = replace(flat.model, max_segment_frames=50)
+    refused("max_frames 100 is more than the model's max_segment_frames 50", lambda: replace(flat, model=wide))
 
 
 def test_weights_that_do_not_fit(run, tmp_path):
