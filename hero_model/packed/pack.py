@@ -203,17 +203,11 @@ def pack_videos(
     by_length = np.argsort(num_frames + num_tokens, kind="stable")
     segments, num_frames, num_tokens = segments[by_length], num_frames[by_length], num_tokens[by_length]
     row_starts = offsets_of(num_frames + num_tokens)[:-1]
+    frame_rows, token_rows, order = interleaved(row_starts, num_frames, num_tokens)
 
     frame_at = spans(rows.segment_frame_offsets[:-1][segments], num_frames)
     clip_start = rows.frame_offsets[owners(rows.segment_offsets)[segments]]
     frame_index = rows.segment_frames[frame_at] + np.repeat(clip_start, num_frames)
-    frame_rows = spans(row_starts, num_frames)
-    token_rows = spans(row_starts + num_frames, num_tokens)
-    order = np.empty(len(frame_rows) + len(token_rows), dtype=np.int64)
-    order[frame_rows] = np.arange(len(frame_rows))
-    order[token_rows] = len(frame_rows) + np.arange(len(token_rows))
-    token_positions = np.clip(spans(np.zeros_like(num_tokens), num_tokens), 0, last_position)
-
     token_at = spans(texts.offsets[:-1][segments], num_tokens - 1)
     tokens, is_lead = _with_lead(texts.tokens[token_at], num_tokens, lead)
     text_rows = np.full(len(texts.tokens), -1, dtype=np.int64)
@@ -221,7 +215,7 @@ def pack_videos(
 
     batch = SegmentBatch(
         tokens=torch.from_numpy(tokens),
-        token_positions=torch.from_numpy(token_positions),
+        token_positions=torch.from_numpy(np.clip(spans(np.zeros_like(num_tokens), num_tokens), 0, last_position)),
         frame_index=torch.from_numpy(frame_index),
         frame_positions=torch.from_numpy(spans(np.zeros_like(num_frames), num_frames)),
         order=torch.from_numpy(order),
@@ -235,6 +229,27 @@ def pack_videos(
         frame_mask=None if frame_mask is None else torch.from_numpy(frame_mask),
     )
     return PackedVideos(videos, text_rows)
+
+
+def interleaved(
+    starts: np.ndarray, num_frames: np.ndarray, num_tokens: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lay out sequences that are their frames, then their tokens.
+
+    Args:
+        starts: `[S]` first row of each sequence.
+        num_frames: `[S]`.
+        num_tokens: `[S]`.
+
+    Returns:
+        Rows of all frames; rows of all tokens; `[R]` int64, the order that takes all frames followed by all tokens there.
+    """
+    frame_rows = spans(starts, num_frames)
+    token_rows = spans(starts + num_frames, num_tokens)
+    order = np.empty(len(frame_rows) + len(token_rows), dtype=np.int64)
+    order[frame_rows] = np.arange(len(frame_rows))
+    order[token_rows] = len(frame_rows) + np.arange(len(token_rows))
+    return frame_rows, token_rows, order
 
 
 def pack_texts(texts: Texts, *, lead: int) -> PackedTexts:

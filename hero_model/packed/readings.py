@@ -85,10 +85,7 @@ def _behind(num_frames: np.ndarray, texts: Texts) -> ClipTexts:
     lengths = (num_frames + num_tokens)[by_length]
     starts = np.empty(len(lengths), dtype=np.int64)
     starts[by_length] = offsets_of(lengths)[:-1]
-    clip_rows, text_rows = spans(starts, num_frames), spans(starts + num_frames, num_tokens)
-    order = np.empty(len(clip_rows) + len(text_rows), dtype=np.int64)
-    order[clip_rows] = np.arange(len(clip_rows))
-    order[text_rows] = len(clip_rows) + np.arange(len(text_rows))
+    clip_rows, _, order = interleaved(starts, num_frames, num_tokens)
     positions = np.minimum(spans(np.zeros_like(num_tokens), num_tokens), LAST_TOKEN_POSITION)
     return ClipTexts(
         tokens=torch.from_numpy(texts.tokens),
