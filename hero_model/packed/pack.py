@@ -242,7 +242,7 @@ def interleaved(
         num_tokens: `[S]`.
 
     Returns:
-        Rows of all frames; rows of all tokens; `[R]` int64, the order that takes all frames followed by all tokens there.
+        Rows of all frames; rows of all tokens; `[R]` int64, the order that takes frames followed by tokens there.
     """
     frame_rows = spans(starts, num_frames)
     token_rows = spans(starts + num_frames, num_tokens)
