@@ -14,7 +14,17 @@ import numpy as np
 import torch
 
 from hero_model.packed.batch import ClipTexts, Layout, SharedFrames, VideoBatch, VideoRows
-from hero_model.packed.pack import LAST_TOKEN_POSITION, Texts, flatten, joined, offsets_of, owners, pack_videos, spans
+from hero_model.packed.pack import (
+    LAST_TOKEN_POSITION,
+    Texts,
+    flatten,
+    interleaved,
+    joined,
+    offsets_of,
+    owners,
+    pack_videos,
+    spans,
+)
 
 
 class PackedReadings(NamedTuple):
