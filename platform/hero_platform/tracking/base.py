@@ -30,6 +30,7 @@ class RunInfo:
     provenance: Mapping[str, Any] = field(
         default_factory=dict
     )  # `system.provenance()` of the driver; empty: taken here
+    ended_ms: int | None = None  # wall clock of the run's end where that is over already; None: when it is finished
 
 
 class Tracker(Protocol):
