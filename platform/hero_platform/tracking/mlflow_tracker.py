@@ -82,6 +82,11 @@ class MlflowTracker(JournalTracker):
         """Why not everything is on the server; empty once `finish` has sent all of it."""
         return self._shipper.unsent if self._shipper else "nothing was started"
 
+    @property
+    def bytes_left(self) -> int:
+        """How much of the journal the server does not have yet."""
+        return self._shipper.bytes_left if self._shipper else 0
+
     def start(self, run: RunInfo) -> None:
         """Open the journal; the MLflow run is opened in the background."""
         super().start(run)
@@ -182,6 +187,11 @@ class _Shipper:
                 "or by python -m jobs.sync --run %s",
                 *(self._public_uri, timeout_s, self._path, self._run.name),
             )
+
+    @property
+    def bytes_left(self) -> int:
+        """How much of the journal the server does not have yet."""
+        return os.path.getsize(self._path) - (self._note.shipped if self._note else 0)
 
     def _follow(self) -> None:
         failures = 0
@@ -311,8 +321,10 @@ class _Shipper:
             "changed": {name: value for name, value in params.items() if held and held.get(name) != value},
             "config": run.config,
         }
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        texts = {"config.json": json.dumps(run.config, indent=2), f"starts/{stamp}.json": json.dumps(start, indent=2)}
+        texts = {"config.json": json.dumps(run.config, indent=2)}
+        if run.ended_ms is None:
+            stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+            texts[f"starts/{stamp}.json"] = json.dumps(start, indent=2)
         for path, text in (texts | provenance_texts(origin)).items():
             self.jobs.append(_text_job(path, text))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from hero_platform.train.checkpoint import Checkpointer
 from hero_platform.train.comm import Comm
 from hero_platform.train.evaluate import Validator
 from hero_platform.train.loop import Hooks, run_steps
-from hero_platform.train.records import keep_results, run_info
+from hero_platform.train.records import Start, keep_results, note_start, run_info
 from hero_platform.train.resolve import load_weights
 from hero_platform.train.step import DTYPES, Stepper
 from hero_platform.train.summary import unique_tasks
@@ -101,7 +100,8 @@ def train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
         same_split = split in (None, here)
         info = run_info(config, resume_step=start, same_split=same_split, provenance=around.provenance)
         around.tracker.start(info)
-        _note_start(config, around, start, threads)
+        now = Start(start, time.time_ns() // 1_000_000, around.comm.world, threads, str(around.device), config)
+        note_start(around.folder, now, around.provenance)
         writer = Checkpointer(
             root,
             resumed_from=start,
@@ -136,23 +136,6 @@ def restore(
     module.load_state_dict(found.model)
     optim.load_state(optimizer, found.optim, found.state["optim_counts"])
     return found.step, found.state["split"]
-
-
-def _note_start(config: RunConfig, around: Surroundings, start: int, threads: int) -> None:
-    """Keep what this start was given: execution fields may differ between the starts of a run (D1)."""
-    folder = files.join(around.folder, "starts")
-    number = len(files.listdir(folder))
-    record = {
-        "step": start,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "host": socket.gethostname(),
-        "world": around.comm.world,
-        "threads_per_worker": threads,
-        "device": str(around.device),
-        "torch": torch.__version__,
-        "config": config_io.to_dict(config),
-    }
-    files.write_json(files.join(folder, f"{number:04d}.json"), record)
 
 
 class _State:
