@@ -88,12 +88,7 @@ def train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
     determinism.setup(threads=threads, deterministic=config.scale.deterministic)
     stores = open_stores(config)
     root = files.join(around.folder, "checkpoints")
-    found = snapshot.latest(root)
-    module = build_module(config, initial=found is None).to(around.device)
-    if config.scale.compile:
-        compile_blocks(module)
-    optimizer = build_optimizer(module, config)
-    start, split = restore(module, optimizer, found)
+    module, optimizer, start, split = build_state(config, snapshot.latest(root), around.device)
     here = {"world": around.comm.world, "threads": threads}
     writer = None
     if around.comm.rank == 0:
@@ -121,6 +116,17 @@ def train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
     if around.comm.rank == 0 and step == config.steps:
         keep_results(around.tracker, config, around.folder)
     return {"step": step, "stopped": step < config.steps, "resumed_from": start}
+
+
+def build_state(
+    config: RunConfig, found: snapshot.Snapshot | None, device: torch.device
+) -> tuple[MultiTaskHero, torch.optim.Optimizer, int, dict[str, int] | None]:
+    """Model and optimizer as a checkpoint left them, or as a run begins; then as `restore` returns."""
+    module = build_module(config, initial=found is None).to(device)
+    if config.scale.compile:
+        compile_blocks(module)
+    optimizer = build_optimizer(module, config)
+    return module, optimizer, *restore(module, optimizer, found)
 
 
 def restore(
