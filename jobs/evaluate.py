@@ -103,8 +103,8 @@ def _keep(
 ) -> None:
     """Record the evaluation in the run it belongs to."""
     from hero_platform import home
+    from hero_platform.train.lease import only_one
     from hero_platform.train.records import close_evaluation, keep_evaluation
-    from hero_platform.train.worker import only_one
 
     folder, name = home.run_dir(own.run), f"{own.corpus}/{own.split}"
     with only_one(folder, timeout_s=5.0):

@@ -59,6 +59,7 @@ class OptimConfig:
     zero_filled_grads: bool = False
     published_gpus: int = 1  # the ranking gradient was 1/GPUs of the true one (hero.md 3.7)
     published_accumulation: int = 1  # micro-batch gradients were summed, not averaged
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient norm that is not finite; skip: no update
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from hero_platform.train.worker import only_one
+from hero_platform.train.lease import only_one
 from jobs import sync, train
 
 

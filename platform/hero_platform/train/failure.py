@@ -7,6 +7,10 @@ class TrainingFailed(RuntimeError):
     """A run failed; the message is one line, the cause is chained."""
 
 
+class NonFiniteError(RuntimeError):
+    """A loss or a gradient is not finite; the message names the step, its task and videos, and how to repeat it."""
+
+
 def last_line(error: BaseException) -> str:
     """Type and message of an exception in one line; of one whose message is a remote traceback, the traceback's end."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]

@@ -26,8 +26,9 @@ from hero_platform.telemetry import Progress
 from hero_platform.tracking.base import NullTracker, Status, Tracker
 from hero_platform.train.comm import Comm
 from hero_platform.train.failure import TrainingFailed, last_line
+from hero_platform.train.lease import only_one
 from hero_platform.train.records import make_tracker
-from hero_platform.train.worker import Surroundings, only_one, train
+from hero_platform.train.worker import Surroundings, train
 
 PROGRESS_FILE = "progress.json"  # rank 0 writes it, the driver shows it
 MESSAGES_FILE = "workers.log"  # warnings of the workers and of their restarts, which the driver shows
@@ -115,13 +116,15 @@ def ray_worker(payload: Mapping[str, Any]) -> None:
     device = ray.train.torch.get_device() if config.scale.gpus_per_worker > 0 else torch.device("cpu")
     tracker: Tracker | None = make_tracker(config, folder) if comm.rank == 0 else None
     status: Status = "FAILED"
-    with _messages(folder, comm.rank), only_one(folder) if comm.rank == 0 else contextlib.nullcontext():
+    held = only_one(folder) if comm.rank == 0 else contextlib.nullcontext()
+    with _messages(folder, comm.rank), held as lease:
         try:
             outcome = train(
                 config,
                 Surroundings(
                     folder=folder,
                     comm=comm,
+                    lease=lease,
                     workers_on_node=context.get_local_world_size(),
                     device=device,
                     tracker=tracker or NullTracker(),

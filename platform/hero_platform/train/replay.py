@@ -136,6 +136,7 @@ def run_rank(made: Plan, config: RunConfig, comm: Comm) -> dict[str, float]:
         validate=lambda step: None,
         progress=lambda step: None,
         should_stop=lambda: False,
+        nonfinite=lambda step, values, skipped: None,
     )
     batches = Prefetcher(
         Feed(config, stores, comm.rank, comm.world), start=start, stop=made.step, depth=config.scale.prefetch

@@ -15,8 +15,8 @@ from hero_platform.tracking.note import FILE as NOTE_FILE
 from hero_platform.tracking.note import Note
 from hero_platform.tracking.recorder import STATUS_FILE
 from hero_platform.train.failure import TrainingFailed
+from hero_platform.train.lease import only_one
 from hero_platform.train.records import PROVENANCE_FILE, keep_results, run_folder, run_info, starts_of
-from hero_platform.train.worker import only_one
 
 _LOOK_S = 0.1
 

@@ -1,5 +1,6 @@
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -359,9 +360,11 @@ def test_a_real_server_and_its_death(folder, starting_server, caplog):
     tracker = _tracker(folder, address)
     tracker.start(_info())
     _log(tracker, range(1, 501))
+    tracker.log(501, {"odd": math.nan, "high": math.inf})
     tracker.log_text("hello", "a.txt")
     tracker.finish("KILLED")
     client, run = _only_run(address)
+    assert tracker.unsent == "" and math.isnan(run.data.metrics["odd"]) and run.data.metrics["high"] > 1e308
     assert run.info.status == "KILLED" and client.list_artifacts(run.info.run_id, "environment")
     tracker = _tracker(folder, address, finish_timeout_s=1.0)
     tracker.start(_info(490))
