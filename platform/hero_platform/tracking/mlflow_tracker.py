@@ -134,9 +134,11 @@ class MlflowTracker(JournalTracker):
         if self._shipper is None:  # never started
             return
         self._stop_sampling()
-        self.commit()
-        self._shipper.finish(status, self._finish_timeout_s)
-        super().finish(status)
+        try:
+            self.commit()
+        finally:
+            self._shipper.finish(status, self._finish_timeout_s)
+            super().finish(status)
 
     def _add(self, job: _Job) -> None:
         assert self._shipper is not None, "start() comes first"

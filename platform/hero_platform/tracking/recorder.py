@@ -97,8 +97,8 @@ class JournalTracker:
         if self._journal is None:  # never started
             return
         self._stop_sampling()
-        self._journal.close()
-        self._journal = None
+        journal, self._journal = self._journal, None
+        journal.close()
         files.write_json(files.join(self.folder, STATUS_FILE), {"status": status})
 
     def _stop_sampling(self) -> None:

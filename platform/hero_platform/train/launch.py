@@ -21,7 +21,7 @@ from hero_platform.train import snapshot
 from hero_platform.train.failure import TrainingFailed, last_line
 from hero_platform.train.lease import only_one
 from hero_platform.train.on_ray import run_on_ray
-from hero_platform.train.records import is_settled, keep_results, make_tracker, run_info
+from hero_platform.train.records import close, is_settled, keep_results, make_tracker, run_info
 from hero_platform.train.resolve import check_same_run
 from hero_platform.train.worker import Surroundings, train
 
@@ -84,9 +84,13 @@ def launch(config: RunConfig) -> RunResult:
         except USER_MISTAKES:
             raise
         except Exception as error:
-            files.write_bytes(files.join(folder, FAILURE_FILE), traceback.format_exc().encode())
             text = str(error) if isinstance(error, TrainingFailed) else f"run {config.name} failed: {last_line(error)}"
-            raise TrainingFailed(f"{text} (traceback in {files.join(folder, FAILURE_FILE)})") from error
+            try:
+                files.write_bytes(files.join(folder, FAILURE_FILE), traceback.format_exc().encode())
+                text = f"{text} (traceback in {files.join(folder, FAILURE_FILE)})"
+            except OSError as unwritten:  # such as the full disk that the failure is about
+                text = f"{text} (its traceback could not be kept: {unwritten})"
+            raise TrainingFailed(text) from error
         return _result(config, folder, start)
 
 
@@ -133,7 +137,7 @@ def _here(config: RunConfig, folder: str, start: int, stop: threading.Event) -> 
         except USER_MISTAKES as error:  # once training is under way they are nobody's typing error
             raise TrainingFailed(f"run {config.name} failed: {last_line(error)}") from error
         finally:
-            tracker.finish(status)
+            close(tracker, status)
 
 
 def _on_workers(config: RunConfig, folder: str, start: int, stop: threading.Event) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import calendar
 import json
+import logging
 import math
 import socket
 import time
@@ -17,12 +18,14 @@ import torch
 from hero_platform import config_io, files, home
 from hero_platform.config import RunConfig
 from hero_platform.report.plots import loss_figure
-from hero_platform.tracking.base import RunInfo, Tracker, default_uri, without_credentials
+from hero_platform.tracking.base import RunInfo, Status, Tracker, default_uri, without_credentials
 from hero_platform.tracking.journal import FILE as JOURNAL_FILE
 from hero_platform.tracking.note import FILE as NOTE_FILE
 from hero_platform.tracking.note import Note
 from hero_platform.tracking.recorder import STATUS_FILE, JournalTracker
 from hero_platform.train import snapshot
+
+logger = logging.getLogger(__name__)
 
 STARTS = "starts"  # folder of the starts
 PROVENANCE_FILE = "provenance.json"  # code, packages and hardware of the newest start
@@ -96,6 +99,16 @@ def make_tracker(config: RunConfig, folder: str) -> Tracker:
     from hero_platform.tracking.mlflow_tracker import MlflowTracker
 
     return MlflowTracker(folder, uri=default_uri(home.root()))
+
+
+def close(tracker: Tracker, status: Status) -> None:
+    """Close a run's tracker; what goes wrong there is raised only when nothing had gone wrong before."""
+    try:
+        tracker.finish(status)
+    except Exception as error:
+        if status == "FINISHED":
+            raise
+        logger.error("the record of the run could not be closed: %s", error)
 
 
 def is_settled(config: RunConfig, folder: str) -> bool:

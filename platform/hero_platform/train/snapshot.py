@@ -206,10 +206,10 @@ def _read_commit(path: str) -> dict[str, Any]:
     return commit
 
 
-def score_of(path: str) -> float | None:
-    """The score a checkpoint was saved with; None when it has none or its record is damaged."""
+def commit_of(path: str) -> dict[str, Any] | None:
+    """The commit record of a checkpoint; None when it is damaged."""
     try:
-        return _read_commit(path)["score"]
+        return _read_commit(path)
     except ValueError:
         return None
 

@@ -109,6 +109,8 @@ def train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
             best_metric=HEADLINE,
             best_mode="min",
             before_publish=lambda: _before_publish(around),
+            keep_every_h=config.checkpoint.keep_every_h,
+            max_failed=config.checkpoint.max_failed,
         )
         writer.prepare(module.state_dict(), optim.export_state(optimizer).tensors)
     feed = Feed(config, stores, around.comm.rank, around.comm.world)
@@ -201,6 +203,8 @@ class _State:
         if self._around.comm.rank == 0:
             if self._around.lease is not None:
                 self._around.lease.check()
+            if self._checkpoints is not None:
+                self._checkpoints.check()
             self._last.update(metrics)
             self._around.tracker.log(step, metrics)
 
@@ -241,3 +245,5 @@ class _State:
             {"optim_counts": exported.counts, "split": self._split},
             score=score,
         )
+        if self._checkpoints.failed:
+            self._around.tracker.log(step, {"sys/failed_checkpoints": float(self._checkpoints.failed)})
