@@ -251,8 +251,8 @@ class Checkpointer:
     def _retain(self, newest: int) -> None:
         """Point best.json at the best, then remove all but the last K, the best, and one of every so many hours.
 
-        What lies after `newest` belongs to a future this run did not resume from: those were damaged. Nothing is removed
-        while the newest one does not read back as it was written, so the only good one always stays.
+        What lies after `newest` belongs to a future this run did not resume from: those were damaged. Nothing is
+        removed while the newest one does not read back as it was written, so the only good one always stays.
         """
         paths = checkpoints(self._root)
         valid = [step for step in paths if step <= newest and step not in self._damaged]

@@ -39,8 +39,8 @@ def last_line(error: BaseException) -> str:
 def signature(failures: Mapping[int, Exception]) -> str:
     """What the workers raised, equal when it is the same error at the same step again.
 
-    Addresses and numbers in a message do not count. Empty when they raised nothing themselves: a worker that was killed,
-    or that only lost its partner, says nothing about the next time.
+    Addresses and numbers in a message do not count. Empty when they raised nothing themselves: a worker that was
+    killed, or that only lost its partner, says nothing about the next time.
     """
     raised = []
     for error in failures.values():
