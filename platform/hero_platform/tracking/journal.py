@@ -156,6 +156,10 @@ class Journal:
         except OSError as error:
             raise JournalError(f"the journal {self._remote or self.path} cannot be written: {error}") from error
 
+    def abandon(self) -> None:
+        """Close and leave everything as it is: another process writes this run."""
+        os.close(self._file)
+
     def close(self) -> None:
         """Commit and close for good; the scratch folder of a remote run goes, once its store has everything."""
         try:

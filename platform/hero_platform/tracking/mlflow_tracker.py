@@ -140,6 +140,12 @@ class MlflowTracker(JournalTracker):
             self._shipper.finish(status, self._finish_timeout_s)
             super().finish(status)
 
+    def abandon(self) -> None:
+        """Send nothing more; the run on the server stays as it is."""
+        if self._shipper is not None:
+            self._shipper.abandon()
+        super().abandon()
+
     def _add(self, job: _Job) -> None:
         assert self._shipper is not None, "start() comes first"
         self._shipper.jobs.append(job)
@@ -182,13 +188,17 @@ class _Shipper:
         self._wake.set()
         self._thread.join(timeout_s)
         if not self._concluded:
-            self._abandoned.set()
-            self._wake.set()
+            self.abandon()
             logger.warning(
                 "MLflow at %s did not take everything in %.0f s: the rest stays in %s and is sent at the next start, "
                 "or by python -m jobs.sync --run %s",
                 *(self._public_uri, timeout_s, self._path, self._run.name),
             )
+
+    def abandon(self) -> None:
+        """End after the call under way."""
+        self._abandoned.set()
+        self._wake.set()
 
     @property
     def bytes_left(self) -> int:

@@ -33,7 +33,7 @@ def last_line(error: BaseException) -> str:
         return type(error).__name__
     if len(lines) > 1 and any(line.startswith("Traceback (most recent call last)") for line in lines):
         return _OURS.sub("", lines[-1], count=1)
-    return f"{type(error).__name__}: {' '.join(lines)}"
+    return _OURS.sub("", f"{type(error).__name__}: {' '.join(lines)}", count=1)
 
 
 def signature(failures: Mapping[int, Exception]) -> str:

@@ -19,7 +19,7 @@ from hero_platform.tracking.base import Status
 from hero_platform.tracking.system import provenance
 from hero_platform.train import snapshot
 from hero_platform.train.failure import TrainingFailed, last_line
-from hero_platform.train.lease import only_one
+from hero_platform.train.lease import LeaseLost, only_one
 from hero_platform.train.on_ray import run_on_ray
 from hero_platform.train.records import close, is_settled, keep_results, make_tracker, run_info
 from hero_platform.train.resolve import check_same_run
@@ -114,7 +114,7 @@ def _result(config: RunConfig, folder: str, start: int) -> RunResult:
 def _here(config: RunConfig, folder: str, start: int, stop: threading.Event) -> None:
     """N = 0: this process, no Ray."""
     tracker = make_tracker(config, folder)
-    status: Status = "FAILED"
+    status: Status | None = "FAILED"
     with only_one(folder) as lease:
         try:
             with Progress(config.name, start=start, total=config.steps) as progress:
@@ -133,6 +133,9 @@ def _here(config: RunConfig, folder: str, start: int, stop: threading.Event) -> 
             status = "KILLED" if outcome["stopped"] else "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
+            raise
+        except LeaseLost:
+            status = None
             raise
         except USER_MISTAKES as error:  # once training is under way they are nobody's typing error
             raise TrainingFailed(f"run {config.name} failed: {last_line(error)}") from error

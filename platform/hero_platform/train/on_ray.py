@@ -33,7 +33,7 @@ from hero_platform.train.failure import (
     last_line,
     signature,
 )
-from hero_platform.train.lease import only_one
+from hero_platform.train.lease import LeaseLost, only_one
 from hero_platform.train.records import close, make_tracker
 from hero_platform.train.worker import Surroundings, train
 
@@ -131,7 +131,7 @@ def ray_worker(payload: Mapping[str, Any]) -> None:
     comm = Comm(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device() if config.scale.gpus_per_worker > 0 else torch.device("cpu")
     tracker: Tracker | None = make_tracker(config, folder) if comm.rank == 0 else None
-    status: Status = "FAILED"
+    status: Status | None = "FAILED"
     write = _progress(config, folder) if comm.rank == 0 else None
     reached = 0
 
@@ -160,6 +160,7 @@ def ray_worker(payload: Mapping[str, Any]) -> None:
             )
             status = "KILLED" if outcome["stopped"] else "FINISHED"
         except Exception as error:
+            status = None if isinstance(error, LeaseLost) else status
             raise StepFailed(f"after step {reached}: {last_line(error)}") from error
         finally:
             if tracker is not None:

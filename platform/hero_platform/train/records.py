@@ -101,10 +101,18 @@ def make_tracker(config: RunConfig, folder: str) -> Tracker:
     return MlflowTracker(folder, uri=default_uri(home.root()))
 
 
-def close(tracker: Tracker, status: Status) -> None:
-    """Close a run's tracker; what goes wrong there is raised only when nothing had gone wrong before."""
+def close(tracker: Tracker, status: Status | None) -> None:
+    """Close a run's tracker; what goes wrong there is raised only when nothing had gone wrong before.
+
+    Args:
+        tracker: of the run.
+        status: how this start ended; None: another process has the run, and nothing of it is touched.
+    """
     try:
-        tracker.finish(status)
+        if status is None:
+            tracker.abandon()
+        else:
+            tracker.finish(status)
     except Exception as error:
         if status == "FINISHED":
             raise

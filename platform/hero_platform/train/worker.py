@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -98,7 +98,7 @@ def train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
     if around.comm.rank == 0:
         same_split = split in (None, here)
         info = run_info(config, resume_step=start, same_split=same_split, provenance=around.provenance)
-        around.tracker.start(info)
+        around.tracker.start(info if around.lease is None else replace(info, guard=around.lease.check))
         now = Start(start, time.time_ns() // 1_000_000, around.comm.world, threads, str(around.device), config)
         note_start(around.folder, now, around.provenance)
         writer = Checkpointer(
@@ -201,8 +201,6 @@ class _State:
 
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._around.comm.rank == 0:
-            if self._around.lease is not None:
-                self._around.lease.check()
             if self._checkpoints is not None:
                 self._checkpoints.check()
             self._last.update(metrics)
