@@ -227,9 +227,9 @@ def _note(folder: str, text: str) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """What went wrong, in one line: the workers' own exceptions, where Ray carries them."""
+    """What went wrong, in one line: the workers' own exceptions, or that of `Restarts`, where Ray carries them."""
     failures = getattr(error, "worker_failures", None)
-    return _cause_of(failures) if failures else last_line(error)
+    return _cause_of(failures) if failures else last_line(getattr(error, "controller_failure", error))
 
 
 def _cause_of(failures: Mapping[int, Exception]) -> str:
