@@ -36,6 +36,13 @@ def run_job(program: str, job: Callable[[], int]) -> int:
     except (ValueError, FileNotFoundError, PermissionError) as error:
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:
+        from hero_platform.files import is_full
+
+        if not is_full(error):
+            raise
+        print(f"{program}: no space is left: {error}; free some and run the same command again", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{program}: interrupted; run the same command again to go on", file=sys.stderr)
         return 130

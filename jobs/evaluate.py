@@ -148,8 +148,8 @@ def _settings(own: argparse.Namespace, checkpoint: str) -> Settings:
 def _keep(own: argparse.Namespace, config: RunConfig, folder: str, step: str, metrics: Mapping[str, float]) -> None:
     """Record the evaluation in the run it belongs to."""
     from hero_platform import home
+    from hero_platform.train.lease import only_one
     from hero_platform.train.records import close_evaluation, keep_evaluation
-    from hero_platform.train.worker import only_one
 
     run, name = home.run_dir(own.run), f"{own.corpus}/{own.split}"
     with only_one(run, timeout_s=5.0):

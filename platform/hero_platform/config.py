@@ -59,6 +59,7 @@ class OptimConfig:
     zero_filled_grads: bool = False
     published_gpus: int = 1  # the ranking gradient was 1/GPUs of the true one (hero.md 3.7)
     published_accumulation: int = 1  # micro-batch gradients were summed, not averaged
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient norm that is not finite; skip: no update
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ class CheckpointConfig:
 
     every: int = execution(500)
     keep_last: int = execution(2)
+    keep_every_h: float = execution(0.0)  # besides, one of every so many hours; 0: none
+    max_failed: int = execution(3)  # writes in a row that may fail before training stops; a full disk stops it at once
 
 
 @dataclass(frozen=True)
@@ -154,9 +157,25 @@ class RunConfig:
 
 
 LEAST = {
-    1: ("steps", "batch", "pool", "nce_pool", "checkpoint.keep_last", "evaluation.batch", "tracking.log_every"),
+    1: (
+        "steps",
+        "batch",
+        "pool",
+        "nce_pool",
+        "checkpoint.keep_last",
+        "checkpoint.max_failed",
+        "evaluation.batch",
+        "tracking.log_every",
+    ),
     0: (
-        *("checkpoint.every", "evaluation.every", "evaluation.limit", "schedule.warmup", "scale.num_workers"),
+        *(
+            "checkpoint.every",
+            "checkpoint.keep_every_h",
+            "evaluation.every",
+            "evaluation.limit",
+            "schedule.warmup",
+            "scale.num_workers",
+        ),
         *("scale.threads_per_worker", "scale.gpus_per_worker", "scale.prefetch"),
     ),
 }

@@ -6,6 +6,7 @@ environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...) or the instance role,
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,15 @@ from typing import Any, BinaryIO
 
 TEMP_SUFFIX = ".partial"
 _CHUNK = 4 << 20  # bytes read at a time when hashing or copying
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an exception, or what caused it, is a disk, a quota or a file size at its limit."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        error = error.__cause__
+    return False
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:

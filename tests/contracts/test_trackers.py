@@ -46,6 +46,34 @@ def test_life_of_a_run(tracker, status, tmp_path):
 
 def test_finish_without_start_is_harmless(tracker):
     tracker.finish("FAILED")
+    tracker.abandon()
+
+
+def test_an_abandoned_run_stays_as_it_is_and_can_go_on(tracker):
+    tracker.start(_info())
+    tracker.log(1, {"train/loss/mlm/tv": 1.0})
+    before = dict(tracker.history("train/"))
+    tracker.abandon()
+    if isinstance(tracker, JournalTracker):
+        assert not (Path(tracker.folder) / "status.json").exists()
+    tracker.start(_info(resume_step=1))
+    assert tracker.history("train/") == before
+    tracker.log(2, {"train/loss/mlm/tv": 0.5})
+    tracker.finish("FINISHED")
+
+
+def test_who_lost_the_run_records_nothing(tracker):
+    if not isinstance(tracker, JournalTracker):
+        pytest.skip("keeps nothing that another could have")
+
+    def lost() -> None:
+        raise RuntimeError("it is another's")
+
+    tracker.start(_info(guard=lost))
+    with pytest.raises(RuntimeError, match="it is another's"):
+        tracker.log(1, {"train/loss/mlm/tv": 1.0})
+    assert tracker.history("") == {}
+    tracker.abandon()
 
 
 def test_the_same_name_goes_on_and_compares(tracker):

@@ -12,7 +12,7 @@ import pytest
 
 from hero_platform.files import sha256_file
 from hero_platform.tracking.note import Note
-from hero_platform.train.worker import only_one
+from hero_platform.train.lease import only_one
 from jobs import evaluate, train
 
 HEAVY = {"torch", "ray", "mlflow", "numpy", "tyro"}

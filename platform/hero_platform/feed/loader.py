@@ -83,6 +83,13 @@ class ExampleReader:
             groups=None if groups is None else groups[order],
         )
 
+    def names(self, positions: np.ndarray) -> tuple[list[str], list[str]]:
+        """Ids of the examples at these positions and of their videos, in order; no feature is read."""
+        videos: list[str] = self._store.index.ids[self._rows[positions]].tolist()
+        if self._table is None:
+            return videos, videos
+        return self._table.ids[self._places[self._starts[positions]]].tolist(), videos
+
     def _notes(self, table: AnnotationTable, chosen: np.ndarray) -> Notes:
         """The annotations of these examples."""
         if self._pairs:
@@ -112,10 +119,19 @@ class Feed:
             self._orders.append(EpochOrder(len(reader), config.seed, number))
         self._share = share(config.batch, config.pool, config.nce_pool, config.scale.micro_batch, rank, world)
 
-    def __getitem__(self, step: int) -> StepBatch:
+    def examples(self, step: int) -> tuple[int, list[str], list[str]]:
+        """What all ranks together train on in a step: entry of the mixture, ids of examples, ids of their videos."""
+        number, positions = self._positions(step)
+        return number, *self._readers[number].names(positions)
+
+    def _positions(self, step: int) -> tuple[int, np.ndarray]:
+        """Entry of the mixture, and the positions of the global batch among its examples."""
         number = self.mixture.entry(step)
+        return number, self._orders[number].batch(self.mixture.ordinal(step), self._config.batch)
+
+    def __getitem__(self, step: int) -> StepBatch:
+        number, positions = self._positions(step)
         task, reader = self._config.mixture[number].task, self._readers[number]
-        positions = self._orders[number].batch(self.mixture.ordinal(step), self._config.batch)
         at = At(self._config.seed, step)
         ids: list[str] = []
         pools: list[tuple[TaskBatch, ...]] = []

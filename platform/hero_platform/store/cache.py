@@ -48,7 +48,15 @@ class ShardCache:
         """Copy under a temporary name, check, rename."""
         with files.staged(local) as partial:
             fs, inner = files.filesystem(url)
-            fs.get_file(inner, str(partial))
+            try:
+                fs.get_file(inner, str(partial))
+            except OSError as error:
+                if not files.is_full(error):
+                    raise
+                raise OSError(
+                    error.errno,
+                    f"the shard cache {self.folder} has no space left for {url}: free some, or set HERO_CACHE",
+                ) from error
             found = files.sha256_file(partial)
             if found != sha256:
                 raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -30,6 +30,8 @@ class RunInfo:
     provenance: Mapping[str, Any] = field(
         default_factory=dict
     )  # `system.provenance()` of the driver; empty: taken here
+    guard: Callable[[], None] = lambda: None  # called before anything is recorded; raises when another has the run
+    ended_ms: int | None = None  # wall clock of the run's end where that is over already; None: when it is finished
 
 
 class Tracker(Protocol):
@@ -61,6 +63,9 @@ class Tracker(Protocol):
 
         Nothing happens on a tracker that was not started: whoever made it may always call this on the way out.
         """
+
+    def abandon(self) -> None:
+        """Close without a word to anyone: another process has the run, and its record is that one's affair."""
 
     def history(self, prefix: str) -> dict[str, dict[int, float]]:
         """Recorded metrics whose names begin with `prefix`, over all starts of the run: name -> step -> value."""
@@ -101,6 +106,9 @@ class NullTracker:
         return {}
 
     def finish(self, status: Status) -> None:
+        """Nothing to close."""
+
+    def abandon(self) -> None:
         """Nothing to close."""
 
 
@@ -158,6 +166,9 @@ class MemoryTracker:
     def finish(self, status: Status) -> None:
         """Keep the status."""
         self.status = status
+
+    def abandon(self) -> None:
+        """Leave the status as it is."""
 
 
 DETERMINISTIC = ("train/loss", "train/lr", "train/grad_norm", "stream/")

@@ -1,4 +1,4 @@
-"""One MLflow run per run name, fed from the journal by a thread; the only file that imports MLflow (D9; ADR 0009).
+"""One MLflow run per run name, fed from the journal by a thread (design D9; ADR 0009).
 
 Training writes the journal and goes on. The thread opens the run, follows the journal by byte offset and sends what is
 new with the journal's own timestamps; `tracking.json` beside the journal remembers the run's id and how far it got.
@@ -16,8 +16,6 @@ import getpass
 import json
 import logging
 import os
-import re
-import tempfile
 import threading
 import time
 from collections import deque
@@ -27,8 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hero_platform import files
-from hero_platform.tracking.base import RunInfo, Status, flatten, render, without_credentials
-from hero_platform.tracking.journal import Journal, Record, read
+from hero_platform.tracking import mlflow_calls as calls
+from hero_platform.tracking.base import RunInfo, Status, render, without_credentials
+from hero_platform.tracking.journal import Journal, Record, damage, read
 from hero_platform.tracking.note import FILE, Note
 from hero_platform.tracking.recorder import JournalTracker
 from hero_platform.tracking.system import provenance, provenance_texts
@@ -39,11 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RUN_TAG = "hero.run_name"
-METRICS_A_CALL = 1000  # limits of MLflow's REST interface
-PARAMS_A_CALL = TAGS_A_CALL = 100
-PARAM_CHARACTERS = 500
 _ATTEMPTS = 3  # at an artifact that fails while metrics go through
-_BAD_CHARACTERS = re.compile(r"[^A-Za-z0-9_\-. :/]")  # MLflow refuses these in names of metrics and params
 
 
 class MlflowTracker(JournalTracker):
@@ -54,7 +49,7 @@ class MlflowTracker(JournalTracker):
         uri: MLflow tracking address, `sqlite:///...` or a server (`base.default_uri`). Artifacts go where a server
             says, or to `mlartifacts/` beside the sqlite file.
         sample_every_s: seconds between samples of the machine's load; 0 takes none.
-        flush_s: seconds between looks at the journal.
+        flush_s: seconds between looks at the journal, and the least between two calls that send metrics.
         finish_timeout_s: the longest `finish` waits for MLflow.
     """
 
@@ -77,6 +72,21 @@ class MlflowTracker(JournalTracker):
         """MLflow's id of the run; None until the server has answered."""
         return self._shipper.run_id if self._shipper else None
 
+    @property
+    def metrics_sent(self) -> int:
+        """How many values this start sent; those the server held already count when they were sent again."""
+        return self._shipper.metrics_sent if self._shipper else 0
+
+    @property
+    def unsent(self) -> str:
+        """Why not everything is on the server; empty once `finish` has sent all of it."""
+        return self._shipper.unsent if self._shipper else "nothing was started"
+
+    @property
+    def bytes_left(self) -> int:
+        """How much of the journal the server does not have yet."""
+        return self._shipper.bytes_left if self._shipper else 0
+
     def start(self, run: RunInfo) -> None:
         """Open the journal; the MLflow run is opened in the background."""
         super().start(run)
@@ -93,8 +103,8 @@ class MlflowTracker(JournalTracker):
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Send flattened params; a name keeps its first value."""
-        named = _as_params(params)
-        self._add(_Job("params", lambda client, run_id: _log_params(client, run_id, named)))
+        named = calls.as_params(params)
+        self._add(_Job("params", lambda client, run_id: calls.log_params(client, run_id, named)))
 
     def log_text(self, text: str, path: str) -> None:
         """Send a text as an artifact."""
@@ -103,7 +113,7 @@ class MlflowTracker(JournalTracker):
     def log_figure(self, figure: Figure, path: str) -> None:
         """Render here, send in the background."""
         data = render(figure, path)
-        self._add(_Job(path, lambda client, run_id: _log_bytes(client, run_id, data, path)))
+        self._add(_Job(path, lambda client, run_id: calls.log_bytes(client, run_id, data, path)))
 
     def log_artifact(self, source: str, folder: str = "") -> None:
         """Send a file or folder; of a remote one only its address is kept."""
@@ -124,9 +134,17 @@ class MlflowTracker(JournalTracker):
         if self._shipper is None:  # never started
             return
         self._stop_sampling()
-        self.commit()
-        self._shipper.finish(status, self._finish_timeout_s)
-        super().finish(status)
+        try:
+            self.commit()
+        finally:
+            self._shipper.finish(status, self._finish_timeout_s)
+            super().finish(status)
+
+    def abandon(self) -> None:
+        """Send nothing more; the run on the server stays as it is."""
+        if self._shipper is not None:
+            self._shipper.abandon()
+        super().abandon()
 
     def _add(self, job: _Job) -> None:
         assert self._shipper is not None, "start() comes first"
@@ -145,12 +163,15 @@ class _Shipper:
 
     def __init__(self, uri: str, run: RunInfo, journal: Journal, flush_s: float) -> None:
         self.run_id: str | None = None
+        self.metrics_sent = 0
+        self.unsent = "the server has not answered yet"
         self.jobs: deque[_Job] = deque()
         self._uri, self._run = uri, run
         self._public_uri = without_credentials(uri)
         self._path, self._began_ms, self._intact_end = journal.path, journal.began_ms, journal.recovered_end
         self._note_path = Path(journal.path).with_name(FILE)
         self._flush_s = flush_s
+        self._next_call = 0.0  # monotonic clock: metrics may be sent again from then on
         self._client: Any = None
         self._note: Note | None = None
         self._held: set[tuple[str, int]] = set()  # on the server, perhaps not in the journal
@@ -167,12 +188,22 @@ class _Shipper:
         self._wake.set()
         self._thread.join(timeout_s)
         if not self._concluded:
-            self._abandoned.set()
-            self._wake.set()
+            self.abandon()
             logger.warning(
-                "MLflow at %s did not take everything in %.0f s: the rest stays in %s and is sent at the next start",
-                *(self._public_uri, timeout_s, self._path),
+                "MLflow at %s did not take everything in %.0f s: the rest stays in %s and is sent at the next start, "
+                "or by python -m jobs.sync --run %s",
+                *(self._public_uri, timeout_s, self._path, self._run.name),
             )
+
+    def abandon(self) -> None:
+        """End after the call under way."""
+        self._abandoned.set()
+        self._wake.set()
+
+    @property
+    def bytes_left(self) -> int:
+        """How much of the journal the server does not have yet."""
+        return os.path.getsize(self._path) - (self._note.shipped if self._note else 0)
 
     def _follow(self) -> None:
         failures = 0
@@ -185,9 +216,9 @@ class _Shipper:
                     self._conclude(status)
             except Exception as error:
                 failures += 1
+                self.unsent = without_credentials(str(error))
                 if failures == 1 and not self._abandoned.is_set():
-                    reason = without_credentials(str(error))
-                    logger.warning("MLflow at %s: %s; trying again while training goes on", self._public_uri, reason)
+                    logger.warning("MLflow at %s: %s; trying again", self._public_uri, self.unsent)
             self._wake.wait(self._flush_s if not failures else min(2.0**failures, 1.0 if status else 30.0))
             self._wake.clear()
 
@@ -199,7 +230,7 @@ class _Shipper:
         end = self._note.shipped
         for record in read(self._path, end):
             new = self._metrics_of(record)
-            if len(metrics) + len(new) > METRICS_A_CALL:
+            if len(metrics) + len(new) > calls.METRICS_A_CALL:
                 self._send(metrics, end)
                 metrics = []
             metrics += new
@@ -211,19 +242,16 @@ class _Shipper:
             self.jobs.popleft()
 
     def _metrics_of(self, record: Record) -> list[Any]:
-        from mlflow.entities import Metric
-
-        names = {_BAD_CHARACTERS.sub("_", name): float(value) for name, value in record.metrics.items()}
-        return [
-            Metric(name, value, record.t_ms, record.step)
-            for name, value in names.items()
-            if (name, record.step) not in self._held
-        ]
+        every = calls.metrics(record.metrics, record.step, record.t_ms)
+        return [metric for metric in every if (metric.key, metric.step) not in self._held]
 
     def _send(self, metrics: list[Any], end: int) -> None:
         assert self._note is not None
-        for chunk in _chunks(metrics, METRICS_A_CALL):
+        for chunk in calls.chunks(metrics, calls.METRICS_A_CALL):
+            self._abandoned.wait(max(self._next_call - time.monotonic(), 0))
+            self._next_call = time.monotonic() + self._flush_s
             self._client.log_batch(self._note.run_id, metrics=chunk, synchronous=True)
+            self.metrics_sent += len(chunk)
             if self._abandoned.is_set():
                 return
         self._note.shipped = end
@@ -243,20 +271,23 @@ class _Shipper:
 
     def _conclude(self, status: Status) -> None:
         assert self._note is not None
-        self._client.set_terminated(self._note.run_id, status)
+        if reason := damage(self._path, self._note.shipped):
+            logger.error("%s is damaged behind byte %d (%s)", self._path, self._note.shipped, reason)
+        self._client.set_terminated(self._note.run_id, status, end_time=self._run.ended_ms)
+        self.unsent = reason
         self._note.clean = True
         self._note.save(self._note_path)
         self._concluded = True
 
     def _open(self) -> Note:
         """Find or create the run, describe it, and find out where to go on."""
-        self._client = _connect(self._uri)
+        self._client = calls.connect(self._uri)
         note = Note.load(self._note_path, self._public_uri)
-        found = self._get(note.run_id) if note else None
+        found = calls.active_run(self._client, note.run_id) if note else None
         if found is None:
             note = None
-            experiment_id = self._experiment()
-            found = self._search(experiment_id)
+            experiment_id = calls.experiment(self._client, self._uri, self._run.experiment)
+            found = calls.first_run(self._client, experiment_id, RUN_TAG, self._run.name)
         if found is None:
             created = self._client.create_run(
                 experiment_id, start_time=self._began_ms, run_name=self._run.name, tags={RUN_TAG: self._run.name}
@@ -276,36 +307,6 @@ class _Shipper:
         self._describe(note.run_id, held)
         return note
 
-    def _experiment(self) -> str:
-        name = self._run.experiment
-        found = self._client.get_experiment_by_name(name)
-        if found is not None:
-            return found.experiment_id
-        database = self._uri.removeprefix("sqlite:///")
-        place = None if database == self._uri else files.join(files.parent_of(database), "mlartifacts", name)
-        return self._client.create_experiment(name, artifact_location=place)
-
-    def _get(self, run_id: str) -> Any:
-        """A run by id, or None when it was deleted; a server out of reach raises."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            run = self._client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-        return run if run.info.lifecycle_stage == "active" else None
-
-    def _search(self, experiment_id: str) -> Any:
-        found = self._client.search_runs(
-            [experiment_id],
-            filter_string=f"tags.`{RUN_TAG}` = '{self._run.name}'",
-            order_by=["attributes.start_time ASC"],
-            max_results=1,
-        )
-        return found[0] if found else None
-
     def _on_server(self, run_id: str, names: Iterable[str]) -> set[tuple[str, int]]:
         """What the server holds of the steps that may be repeated; up to the checkpoint the journal is complete."""
         return {
@@ -323,76 +324,22 @@ class _Shipper:
         own = {RUN_TAG: run.name, "mlflow.user": getpass.getuser(), "mlflow.source.name": "hero_platform"}
         if commit:
             own |= {"mlflow.source.git.commit": commit}
-        self._tag(run_id, own | {key: value[:5000] for key, value in run.tags.items()})
-        params = _as_params(run.config)
-        _log_params(self._client, run_id, params, held)
+        calls.set_tags(self._client, run_id, own | {key: value[:5000] for key, value in run.tags.items()})
+        params = calls.as_params(run.config)
+        calls.log_params(self._client, run_id, params, held)
         start = {
             "resume_step": run.resume_step,
             "commit": commit,
             "changed": {name: value for name, value in params.items() if held and held.get(name) != value},
             "config": run.config,
         }
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        texts = {"config.json": json.dumps(run.config, indent=2), f"starts/{stamp}.json": json.dumps(start, indent=2)}
+        texts = {"config.json": json.dumps(run.config, indent=2)}
+        if run.ended_ms is None:
+            stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+            texts[f"starts/{stamp}.json"] = json.dumps(start, indent=2)
         for path, text in (texts | provenance_texts(origin)).items():
             self.jobs.append(_text_job(path, text))
-
-    def _tag(self, run_id: str, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        for chunk in _chunks([RunTag(key, value) for key, value in tags.items()], TAGS_A_CALL):
-            self._client.log_batch(run_id, tags=chunk, synchronous=True)
-
-
-def _connect(uri: str) -> Any:
-    """A client of its own, without MLflow's global state, its telemetry, or its minutes of retries."""
-    for name, value in (
-        ("MLFLOW_DISABLE_TELEMETRY", "true"),
-        ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
-        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
-        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"),
-    ):
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    for name in ("mlflow", "alembic"):  # after the import, which sets MLflow's own level
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a warning a retry; we log the first failure
-    return MlflowClient(tracking_uri=uri)
-
-
-def _log_params(client: Any, run_id: str, params: Mapping[str, str], held: Mapping[str, str] | None = None) -> None:
-    """Log the params the run does not have yet: MLflow refuses another value for one it has."""
-    from mlflow.entities import Param
-
-    if held is None:
-        held = client.get_run(run_id).data.params
-    new = [Param(name, value) for name, value in params.items() if name not in held]
-    for chunk in _chunks(new, PARAMS_A_CALL):
-        client.log_batch(run_id, params=chunk, synchronous=True)
-
-
-def _as_params(tree: Mapping[str, Any]) -> dict[str, str]:
-    """Flattened settings as MLflow takes them; a long value is cut, the whole one is in config.json."""
-    return {
-        _BAD_CHARACTERS.sub("_", name): value
-        if len(value) <= PARAM_CHARACTERS
-        else value[: PARAM_CHARACTERS - 3] + "..."
-        for name, value in flatten(tree).items()
-    }
 
 
 def _text_job(path: str, text: str) -> _Job:
     return _Job(path, lambda client, run_id: client.log_text(run_id, text, path))
-
-
-def _log_bytes(client: Any, run_id: str, data: bytes, path: str) -> None:
-    folder, _, name = path.rpartition("/")
-    with tempfile.TemporaryDirectory(prefix="hero-artifact-") as place:
-        local = Path(place) / name
-        local.write_bytes(data)
-        client.log_artifact(run_id, str(local), folder or None)
-
-
-def _chunks(items: list[Any], size: int) -> list[list[Any]]:
-    return [items[begin : begin + size] for begin in range(0, len(items), size)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hero_platform import files
@@ -36,6 +36,7 @@ class JournalTracker:
         self._sample_every_s = sample_every_s
         self._journal: Journal | None = None
         self._sampler: Sampler | None = None
+        self._guard: Callable[[], None] = lambda: None
 
     @property
     def journal(self) -> Journal:
@@ -45,6 +46,7 @@ class JournalTracker:
 
     def start(self, run: RunInfo) -> None:
         """Open the journal and watch the machine."""
+        self._guard = run.guard
         self._journal = Journal(self.folder, resume_step=run.resume_step, tolerance=run.replay_tolerance)
         if self._sample_every_s:
             began = self._journal.began_ms or time.time_ns() // 1_000_000
@@ -52,6 +54,7 @@ class JournalTracker:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append to the journal; a repeated step that differs is an alarm in the log and in `alarms`."""
+        self._guard()
         alarm = self.journal.record(step, metrics)
         if alarm:
             self.alarms.append(alarm)
@@ -97,9 +100,16 @@ class JournalTracker:
         if self._journal is None:  # never started
             return
         self._stop_sampling()
-        self._journal.close()
-        self._journal = None
+        journal, self._journal = self._journal, None
+        journal.close()
         files.write_json(files.join(self.folder, STATUS_FILE), {"status": status})
+
+    def abandon(self) -> None:
+        """Stop watching the machine and let go of the journal."""
+        self._stop_sampling()
+        if self._journal is not None:
+            self._journal.abandon()
+            self._journal = None
 
     def _stop_sampling(self) -> None:
         if self._sampler is not None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from hero_platform import files
 from hero_platform.train.host_buffer import HostBuffer
+from hero_platform.train.lease import LeaseLost
 from hero_platform.train.snapshot import (
     BEST,
     COMMIT,
@@ -30,9 +31,10 @@ from hero_platform.train.snapshot import (
     STEP_FOLDER,
     TENSOR_FILES,
     checkpoints,
+    commit_of,
     digest_of,
     load,
-    score_of,
+    verify,
 )
 
 logger = logging.getLogger(__name__)
@@ -40,8 +42,16 @@ logger = logging.getLogger(__name__)
 _TEMPORARY = re.compile(r"step_\d{8,}\.tmp-[0-9a-f]+")
 
 
+ATTEMPTS = 3  # at one checkpoint
+FIRST_PAUSE_S = 1.0  # between attempts, doubled each time
+
+
 class CheckpointError(RuntimeError):
     """Writing a checkpoint failed; the cause is chained."""
+
+    def __init__(self, text: str, *, final: bool = False) -> None:
+        super().__init__(text)
+        self.final = final  # trying again would not help
 
 
 class Checkpointer:
@@ -57,6 +67,8 @@ class Checkpointer:
         best_mode: whether a high or a low score is good.
         before_publish: called in the background just before a checkpoint becomes visible: what belongs to the same
             step (the metrics journal) is made durable there first.
+        keep_every_h: keep one of every so many hours besides; 0 keeps none.
+        max_failed: how many writes in a row may fail before `save` raises.
     """
 
     def __init__(
@@ -69,6 +81,8 @@ class Checkpointer:
         best_metric: str = "",
         best_mode: Literal["max", "min"] = "max",
         before_publish: Callable[[], None] | None = None,
+        keep_every_h: float = 0.0,
+        max_failed: int = 1,
     ) -> None:
         if keep_last < 1:
             raise ValueError(f"checkpoint.keep_last must be at least 1, not {keep_last}")
@@ -77,6 +91,9 @@ class Checkpointer:
         self._config = json.dumps(dict(config or {}), indent=2, sort_keys=True).encode()
         self._metric, self._sign = best_metric, 1.0 if best_mode == "max" else -1.0
         self._before_publish = before_publish
+        self._keep_every_s = keep_every_h * 3600
+        self._max_failed = max_failed
+        self.failed = 0  # writes in a row that came to nothing
         self._buffers: dict[str, HostBuffer] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -114,10 +131,11 @@ class Checkpointer:
             Seconds the call took.
 
         Raises:
-            CheckpointError: the previous write failed.
+            CheckpointError: the previous write failed, as `max_failed` in a row have, or for lack of space.
+            LeaseLost: another process has the run.
         """
         began = time.perf_counter()
-        self.wait()
+        self._settle()
         if self._buffers is None:
             self.prepare(model_state, optim_tensors)
         assert self._buffers is not None
@@ -128,11 +146,27 @@ class Checkpointer:
         self._pending = self._thread.submit(self._write, step, self._buffers, text, known)
         return time.perf_counter() - began
 
+    def check(self) -> None:
+        """Notice a write that has come to nothing; does not wait for one under way. Raises like `save`."""
+        if self._pending is not None and self._pending.done():
+            self._settle()
+
+    def _settle(self) -> None:
+        """Wait for the write under way and go on without it if it may fail."""
+        try:
+            self.wait()
+        except CheckpointError as error:
+            if error.final or self.failed >= self._max_failed:
+                raise
+            left = self._max_failed - self.failed
+            logger.error("%s; training goes on, and stops when the next %d fail too", error, left)
+
     def wait(self) -> None:
         """Wait for the write under way.
 
         Raises:
             CheckpointError: it failed.
+            LeaseLost: another process has the run.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -147,13 +181,38 @@ class Checkpointer:
 
     def _write(self, step: int, buffers: Mapping[str, HostBuffer], state: bytes, score: float | None) -> None:
         target = files.join(self._root, f"step_{step:08d}")
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                if not self._is_intact(target):
+                    self._publish(target, step, buffers, state, score)
+                break
+            except LeaseLost:
+                raise
+            except Exception as error:
+                full = files.is_full(error)
+                if full or attempt == ATTEMPTS:
+                    self.failed += 1
+                    reason = "no space is left" if full else f"{error} ({attempt} attempts)"
+                    raise CheckpointError(
+                        f"writing checkpoint {target} failed: {reason}; {self._held()}", final=full
+                    ) from error
+                pause = FIRST_PAUSE_S * 2 ** (attempt - 1)
+                logger.warning("writing checkpoint %s: %s; trying again in %g s", target, error, pause)
+                time.sleep(pause)
+        self.failed = 0
+        self._damaged.discard(step)
         try:
-            if not self._is_intact(target):
-                self._publish(target, step, buffers, state, score)
-            self._damaged.discard(step)
             self._retain(step)
-        except Exception as error:
-            raise CheckpointError(f"writing checkpoint {target} failed: {error}") from error
+        except Exception as error:  # what is there stays; the next save tries again
+            logger.error("old checkpoints under %s could not be removed: %s", self._root, error)
+
+    def _held(self) -> str:
+        """What there is to go on from, for people."""
+        try:
+            steps = [step for step in checkpoints(self._root) if step not in self._damaged]
+        except Exception:  # the storage that has just failed
+            return "what was saved before is untouched"
+        return f"the newest one is of step {steps[-1]}" if steps else "there is none yet"
 
     def _publish(
         self, target: str, step: int, buffers: Mapping[str, HostBuffer], state: bytes, score: float | None
@@ -166,6 +225,7 @@ class Checkpointer:
             if self._before_publish is not None:
                 self._before_publish()
             commit: dict[str, Any] = {"format": FORMAT, "step": step, "score": score, "files": entries}
+            commit["saved_ms"] = time.time_ns() // 1_000_000
             commit["digest"] = digest_of(commit)
             _put(files.join(folder, COMMIT), _writer(json.dumps(commit, indent=2).encode()))
             if folder != target:
@@ -189,14 +249,16 @@ class Checkpointer:
         return True
 
     def _retain(self, newest: int) -> None:
-        """Point best.json at the best, then remove all but the last K and the best.
+        """Point best.json at the best, then remove all but the last K, the best, and one of every so many hours.
 
-        What lies after `newest` belongs to a future this run did not resume from: those were damaged.
+        What lies after `newest` belongs to a future this run did not resume from: those were damaged. Nothing is
+        removed while the newest one does not read back as it was written, so the only good one always stays.
         """
         paths = checkpoints(self._root)
         valid = [step for step in paths if step <= newest and step not in self._damaged]
-        scores = {step: score for step in valid if (score := score_of(paths[step])) is not None}
-        keep = set(valid[-self._keep_last :])
+        records = {step: found for step in valid if (found := commit_of(paths[step])) is not None}
+        keep = set(valid[-self._keep_last :]) | set(self._spaced(records))
+        scores = {step: record["score"] for step, record in records.items() if record["score"] is not None}
         if scores:
             best = max(scores, key=lambda step: (self._sign * scores[step], -step))
             keep.add(best)
@@ -204,9 +266,22 @@ class Checkpointer:
             path = files.join(self._root, BEST)
             if not files.exists(path) or files.read_json(path) != record:
                 files.write_json(path, record)
-        for step, path in paths.items():
-            if step not in keep:
-                _remove(path)
+        old = [step for step in paths if step not in keep]
+        if old:
+            _read_back(paths[newest])
+        for step in old:
+            _remove(paths[step])
+
+    def _spaced(self, records: Mapping[int, Mapping[str, Any]]) -> list[int]:
+        """Steps of the first checkpoint and of each that came so many hours after the one kept before it."""
+        kept: list[int] = []
+        last = -math.inf
+        for step, record in records.items() if self._keep_every_s else ():
+            saved_s = record.get("saved_ms", -math.inf) / 1000  # older versions did not keep the time
+            if saved_s >= last + self._keep_every_s:
+                kept.append(step)
+                last = saved_s
+        return kept
 
     def _remove_leftovers(self) -> None:
         """Remove what a killed writer left: temporary folders, and on S3 uploads without a commit record."""
@@ -217,6 +292,22 @@ class Checkpointer:
             if unfinished or _TEMPORARY.fullmatch(name):
                 logger.info("removing unfinished checkpoint %s", path)
                 files.remove_tree(path)
+
+
+def _read_back(path: str) -> None:
+    """Make sure a new checkpoint is what was written; of a remote one (its uploads are checked) only the sizes.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not files.is_remote(path):
+        verify(path)
+        return
+    commit = commit_of(path)
+    if commit is None or any(
+        files.size_of(files.join(path, name)) != entry["bytes"] for name, entry in commit["files"].items()
+    ):
+        raise ValueError(f"{path} is not what was written")
 
 
 def _put(path: str, write: Callable[[BinaryIO], tuple[int, str]]) -> dict[str, Any]:

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 
 class TrainingFailed(RuntimeError):
     """A run failed; the message is one line, the cause is chained."""
+
+
+class StepFailed(RuntimeError):
+    """What a worker raised, in one line with the step it had reached: `after step 12: OSError: ...`."""
+
+
+class SameErrorAgain(RuntimeError):
+    """Workers that were started again failed like before: starting them once more would not help."""
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a gradient is not finite; the message names the step, its task and videos, and how to repeat it."""
+
+
+_OURS = re.compile(r"(?:[\w.]+\.)?(?:StepFailed|SameErrorAgain): ")  # says nothing to people
+_NUMBER = re.compile(r"0x[0-9a-f]+|\d+")
 
 
 def last_line(error: BaseException) -> str:
@@ -13,5 +32,24 @@ def last_line(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     if len(lines) > 1 and any(line.startswith("Traceback (most recent call last)") for line in lines):
-        return lines[-1]
-    return f"{type(error).__name__}: {' '.join(lines)}"
+        return _OURS.sub("", lines[-1], count=1)
+    return _OURS.sub("", f"{type(error).__name__}: {' '.join(lines)}", count=1)
+
+
+def signature(failures: Mapping[int, Exception]) -> str:
+    """What the workers raised, equal when it is the same error at the same step again.
+
+    Addresses and numbers in a message do not count. Empty when they raised nothing themselves: a worker that was
+    killed, or that only lost its partner, says nothing about the next time.
+    """
+    raised = []
+    for error in failures.values():
+        step, colon, text = last_line(error).partition(": ")
+        if colon and step.startswith("after step ") and not is_lost_partner(text):
+            raised.append(f"{step}: {_NUMBER.sub('#', text)}")
+    return "; ".join(sorted(set(raised)))
+
+
+def is_lost_partner(line: str) -> bool:
+    """Whether an exception, in one line, only says that another rank went away."""
+    return any(word in line for word in ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL"))

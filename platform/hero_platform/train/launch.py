@@ -19,10 +19,11 @@ from hero_platform.tracking.base import Status
 from hero_platform.tracking.system import provenance
 from hero_platform.train import snapshot
 from hero_platform.train.failure import TrainingFailed, last_line
+from hero_platform.train.lease import LeaseLost, only_one
 from hero_platform.train.on_ray import run_on_ray
-from hero_platform.train.records import is_settled, keep_results, make_tracker, run_info
+from hero_platform.train.records import close, is_settled, keep_results, make_tracker, run_info
 from hero_platform.train.resolve import check_same_run
-from hero_platform.train.worker import Surroundings, only_one, train
+from hero_platform.train.worker import Surroundings, train
 
 FAILURE_FILE = "failure.txt"  # traceback of the newest failure
 USER_MISTAKES = (ValueError, FileNotFoundError, PermissionError)  # jobs report them in one line as they are
@@ -65,7 +66,7 @@ def launch(config: RunConfig) -> RunResult:
     folder = home.run_dir(config.name)
     if config.scale.gpus_per_worker > 0 and config.scale.num_workers == 0 and not torch.cuda.is_available():
         raise ValueError(f"scale.gpus_per_worker is {config.scale.gpus_per_worker:g}, but this process sees no GPU")
-    # A dead driver's lock goes with it, so a held one is a live driver: no need to wait as rank 0 does.
+    # A dead driver of this machine is known at once, so a held lease is a live one: no need to wait as rank 0 does.
     with only_one(folder, role="driver", timeout_s=2.0), _stop_flag() as stop:
         if not check_same_run(config, folder):
             files.makedirs(folder)
@@ -83,9 +84,13 @@ def launch(config: RunConfig) -> RunResult:
         except USER_MISTAKES:
             raise
         except Exception as error:
-            files.write_bytes(files.join(folder, FAILURE_FILE), traceback.format_exc().encode())
             text = str(error) if isinstance(error, TrainingFailed) else f"run {config.name} failed: {last_line(error)}"
-            raise TrainingFailed(f"{text} (traceback in {files.join(folder, FAILURE_FILE)})") from error
+            try:
+                files.write_bytes(files.join(folder, FAILURE_FILE), traceback.format_exc().encode())
+                text = f"{text} (traceback in {files.join(folder, FAILURE_FILE)})"
+            except OSError as unwritten:  # such as the full disk that the failure is about
+                text = f"{text} (its traceback could not be kept: {unwritten})"
+            raise TrainingFailed(text) from error
         return _result(config, folder, start)
 
 
@@ -109,14 +114,15 @@ def _result(config: RunConfig, folder: str, start: int) -> RunResult:
 def _here(config: RunConfig, folder: str, start: int, stop: threading.Event) -> None:
     """N = 0: this process, no Ray."""
     tracker = make_tracker(config, folder)
-    status: Status = "FAILED"
-    with only_one(folder):
+    status: Status | None = "FAILED"
+    with only_one(folder) as lease:
         try:
             with Progress(config.name, start=start, total=config.steps) as progress:
                 outcome = train(
                     config,
                     Surroundings(
                         folder=folder,
+                        lease=lease,
                         device=torch.device("cuda" if config.scale.gpus_per_worker > 0 else "cpu"),
                         tracker=tracker,
                         provenance=provenance(),
@@ -128,10 +134,13 @@ def _here(config: RunConfig, folder: str, start: int, stop: threading.Event) -> 
         except KeyboardInterrupt:
             status = "KILLED"
             raise
+        except LeaseLost:
+            status = None
+            raise
         except USER_MISTAKES as error:  # once training is under way they are nobody's typing error
             raise TrainingFailed(f"run {config.name} failed: {last_line(error)}") from error
         finally:
-            tracker.finish(status)
+            close(tracker, status)
 
 
 def _on_workers(config: RunConfig, folder: str, start: int, stop: threading.Event) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class Hooks:
     validate: Callable[[int], None]
     progress: Callable[[int], None]
     should_stop: Callable[[], bool]  # asked after each step, the same answer on every rank
+    nonfinite: Callable[[int, Mapping[str, float], bool], None]  # (step, what is not finite, whether it was skipped)
 
 
 @dataclass
@@ -60,7 +62,8 @@ def run_steps(
     """Train from update `start` to `config.steps`, or until asked to stop.
 
     Metrics of every step are computed on the device and read by the host only every `tracking.log_every` steps and
-    before each checkpoint, so that what a checkpoint has behind it is always logged.
+    before each checkpoint, so that what a checkpoint has behind it is always logged. There a loss or gradient norm that
+    is not finite is found too, on every rank alike, so no checkpoint ever has one behind it.
 
     Returns:
         How many updates the state now has behind it.
@@ -101,15 +104,28 @@ def _update(
     record: StepRecord,
     step: int,
 ) -> float:
-    """Clip, set the rate, update, and drop the gradients. Returns the learning rate."""
+    """Clip, set the rate, update, and drop the gradients. Returns the learning rate.
+
+    With `optim.on_nonfinite` skip a step that is not finite leaves no trace in weights, moments or counts. The host has
+    to know before it updates, so this setting waits for the device at each step; without it nothing does.
+    """
     norm = clip_gradients(stepper.module.parameters(), config.optim.clip_norm)
     rate = learning_rate(step + 1, peak=config.optim.lr, warmup=config.schedule.warmup, total=config.schedule.total)
     set_learning_rate(optimizer, rate)
-    optimizer.step()
+    record.skipped = config.optim.on_nonfinite == "skip" and not _is_finite(record, norm, comm)
+    if not record.skipped:
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     first = float(comm.rank == 0)  # every rank has the same norm
     record.add("grad_norm", norm * first, first, norm.device)
     return rate
+
+
+def _is_finite(record: StepRecord, norm: torch.Tensor, comm: Comm) -> bool:
+    """Whether the gradient and the losses of every rank are finite: the same answer on each of them."""
+    losses = [total for name, (total, _) in record.values.items() if name.startswith("loss/")]
+    bad = ~torch.isfinite(torch.stack([*losses, norm.to(losses[0])]) if losses else norm)
+    return not comm.sum(bad.sum(dtype=torch.float64)).item()
 
 
 def _count(rates: Rates, batch: StepBatch) -> None:
@@ -144,7 +160,12 @@ def _flush(
             metrics["sys/data_wait_s"] = wait_s / (rates.steps * comm.world)
             metrics["sys/step_s"] = seconds / rates.steps
             metrics.update(_gpu(device, config, tokens / seconds / comm.world))
+        if record.skipped:
+            metrics["train/skipped_updates"] = 1.0
         hooks.log(record.step + 1, metrics)
+        watched = (name for name in metrics if name.startswith("train/loss/") or name == "train/grad_norm")
+        if bad := {name: metrics[name] for name in watched if not math.isfinite(metrics[name])}:
+            hooks.nonfinite(record.step + 1, bad, record.skipped)
     pending.clear()
     rates.__init__(began=time.perf_counter())  # type: ignore[misc]
 

@@ -26,9 +26,17 @@ from hero_platform.scratch import scratch
 from hero_platform.telemetry import Progress
 from hero_platform.tracking.base import NullTracker, Status, Tracker
 from hero_platform.train.comm import Comm
-from hero_platform.train.failure import TrainingFailed, last_line
-from hero_platform.train.records import make_tracker
-from hero_platform.train.worker import Surroundings, only_one, train
+from hero_platform.train.failure import (
+    SameErrorAgain,
+    StepFailed,
+    TrainingFailed,
+    is_lost_partner,
+    last_line,
+    signature,
+)
+from hero_platform.train.lease import LeaseLost, only_one
+from hero_platform.train.records import close, make_tracker
+from hero_platform.train.worker import Surroundings, train
 
 PROGRESS_FILE = "progress.json"  # rank 0 writes it, the driver shows it
 MESSAGES_FILE = "workers.log"  # warnings of the workers and of their restarts, which the driver shows
@@ -82,11 +90,20 @@ def _trainer(config: RunConfig, folder: str, storage: str, provenance: Mapping[s
     scale = config.scale
 
     class Restarts(UserCallback):
-        """Say why workers died; runs in Ray's controller process."""
+        """Say why workers died, and end the run when they die of the same again; runs in Ray's controller process."""
+
+        before = ""
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            cause, now = _cause_of(worker_exceptions), signature(worker_exceptions)
+            if now and now == self.before:
+                _note(
+                    folder, f"{config.name}: workers stopped ({cause}) as they did before; they are not started again"
+                )
+                raise SameErrorAgain(f"{cause} (twice; starting the workers again did not help)")
+            self.before = now
             allowed = f"Ray starts them again, at most {scale.max_failures} times"
-            _note(folder, f"{config.name}: workers stopped ({_cause_of(worker_exceptions)}); {allowed}")
+            _note(folder, f"{config.name}: workers stopped ({cause}); {allowed}")
 
     return TorchTrainer(
         ray_worker,
@@ -115,26 +132,40 @@ def ray_worker(payload: Mapping[str, Any]) -> None:
     comm = Comm(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device() if config.scale.gpus_per_worker > 0 else torch.device("cpu")
     tracker: Tracker | None = make_tracker(config, folder) if comm.rank == 0 else None
-    status: Status = "FAILED"
-    with _messages(folder, comm.rank), only_one(folder) if comm.rank == 0 else contextlib.nullcontext():
+    status: Status | None = "FAILED"
+    write = _progress(config, folder) if comm.rank == 0 else None
+    reached = 0
+
+    def progress(step: int, metrics: Mapping[str, float]) -> None:
+        nonlocal reached
+        reached = step
+        if write is not None:
+            write(step, metrics)
+
+    held = only_one(folder) if comm.rank == 0 else contextlib.nullcontext()
+    with _messages(folder, comm.rank), held as lease:
         try:
             outcome = train(
                 config,
                 Surroundings(
                     folder=folder,
                     comm=comm,
+                    lease=lease,
                     workers_on_node=context.get_local_world_size(),
                     device=device,
                     tracker=tracker or NullTracker(),
                     provenance=payload["provenance"],
-                    progress=_progress(config, folder) if comm.rank == 0 else lambda step, metrics: None,
+                    progress=progress,
                     should_stop=_should_stop(config, folder, comm, device),
                 ),
             )
             status = "KILLED" if outcome["stopped"] else "FINISHED"
+        except Exception as error:
+            status = None if isinstance(error, LeaseLost) else status
+            raise StepFailed(f"after step {reached}: {last_line(error)}") from error
         finally:
             if tracker is not None:
-                tracker.finish(status)
+                close(tracker, status)
 
 
 def _progress(config: RunConfig, folder: str) -> Callable[[int, Mapping[str, float]], None]:
@@ -197,16 +228,15 @@ def _note(folder: str, text: str) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """What went wrong, in one line: the workers' own exceptions, where Ray carries them."""
+    """What went wrong, in one line: the workers' own exceptions, or that of `Restarts`, where Ray carries them."""
     failures = getattr(error, "worker_failures", None)
-    return _cause_of(failures) if failures else last_line(error)
+    return _cause_of(failures) if failures else last_line(getattr(error, "controller_failure", error))
 
 
 def _cause_of(failures: Mapping[int, Exception]) -> str:
     """The exceptions of the ranks; those that only lost their partner are left out while others are there."""
     lines = {rank: last_line(error) for rank, error in sorted(failures.items())}
-    lost = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")
-    own = {rank: line for rank, line in lines.items() if not any(word in line for word in lost)}
+    own = {rank: line for rank, line in lines.items() if not is_lost_partner(line)}
     return "; ".join(f"worker {rank}: {line}" for rank, line in (own or lines).items())
 
 

@@ -2,22 +2,90 @@
 
 from __future__ import annotations
 
+import calendar
+import json
+import logging
 import math
+import socket
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from hero_platform import config_io, files, home
 from hero_platform.config import RunConfig
 from hero_platform.report.plots import loss_figure
-from hero_platform.tracking.base import RunInfo, Tracker, default_uri, without_credentials
+from hero_platform.tracking.base import RunInfo, Status, Tracker, default_uri, without_credentials
 from hero_platform.tracking.journal import FILE as JOURNAL_FILE
 from hero_platform.tracking.note import FILE as NOTE_FILE
 from hero_platform.tracking.note import Note
 from hero_platform.tracking.recorder import STATUS_FILE, JournalTracker
 from hero_platform.train import snapshot
 
+logger = logging.getLogger(__name__)
+
+STARTS = "starts"  # folder of the starts
+PROVENANCE_FILE = "provenance.json"  # code, packages and hardware of the newest start
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 FINAL_FILES = ("model.safetensors", "config.json", "state.json")  # the optimizer stays with the run's storage
+
+
+@dataclass(frozen=True)
+class Start:
+    """What one start of a run was given; execution fields may differ between the starts of a run (D1)."""
+
+    step: int  # updates behind the checkpoint it went on from
+    time_ms: int  # wall clock, a second exact
+    world: int  # ranks
+    threads: int  # of each rank
+    device: str
+    config: RunConfig
+
+
+def note_start(folder: str, start: Start, provenance: Mapping[str, Any]) -> None:
+    """Keep what this start was given, and what ran: `starts/0000.json` and so on, `provenance.json`."""
+    place = files.join(folder, STARTS)
+    record = {
+        "step": start.step,
+        "time": time.strftime(_TIME, time.gmtime(start.time_ms / 1000)),
+        "host": socket.gethostname(),
+        "world": start.world,
+        "threads_per_worker": start.threads,
+        "device": start.device,
+        "torch": torch.__version__,
+        "config": config_io.to_dict(start.config),
+    }
+    files.write_json(files.join(place, f"{len(files.listdir(place)):04d}.json"), record)
+    if provenance:
+        files.write_json(files.join(folder, PROVENANCE_FILE), dict(provenance))
+
+
+def starts_of(folder: str) -> list[Start]:
+    """The starts of a run, first to last."""
+    found = []
+    for name in files.listdir(files.join(folder, STARTS)):
+        record = files.read_json(files.join(folder, STARTS, name))
+        seconds = calendar.timegm(time.strptime(record["time"], _TIME))
+        config = config_io.from_json(json.dumps(record["config"]))
+        split = (record["world"], record["threads_per_worker"], record["device"])
+        found.append(Start(record["step"], seconds * 1000, *split, config))
+    return found
+
+
+def run_folder(name: str) -> str:
+    """Folder of a run that has begun.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    folder = home.run_dir(name)
+    if not files.exists(files.join(folder, "config.json")):
+        known = ", ".join(files.listdir(files.join(home.root(), "runs"))[:8]) or "no run"
+        raise ValueError(f"there is no run {name!r} under {home.root()}; there is {known}")
+    return folder
 
 
 def make_tracker(config: RunConfig, folder: str) -> Tracker:
@@ -31,6 +99,24 @@ def make_tracker(config: RunConfig, folder: str) -> Tracker:
     from hero_platform.tracking.mlflow_tracker import MlflowTracker
 
     return MlflowTracker(folder, uri=default_uri(home.root()))
+
+
+def close(tracker: Tracker, status: Status | None) -> None:
+    """Close a run's tracker; what goes wrong there is raised only when nothing had gone wrong before.
+
+    Args:
+        tracker: of the run.
+        status: how this start ended; None: another process has the run, and nothing of it is touched.
+    """
+    try:
+        if status is None:
+            tracker.abandon()
+        else:
+            tracker.finish(status)
+    except Exception as error:
+        if status == "FINISHED":
+            raise
+        logger.error("the record of the run could not be closed: %s", error)
 
 
 def is_settled(config: RunConfig, folder: str) -> bool:

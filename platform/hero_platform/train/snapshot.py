@@ -8,12 +8,12 @@ A checkpoint exists when its `checksums.json` does and agrees with the files. `c
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -82,6 +82,73 @@ def load(path: str) -> Snapshot:
     return Snapshot(path, commit["step"], tensors[0], tensors[1], state, config)
 
 
+def verify(path: str) -> dict[str, Any]:
+    """Read one checkpoint block by block and verify every byte; nothing is kept.
+
+    Returns:
+        Its commit record: `step`, `score`, `digest`, and `files` with the size and SHA-256 of each.
+
+    Raises:
+        ValueError: it is incomplete or damaged, and how.
+    """
+    commit = _read_commit(path)
+    for name, entry in commit["files"].items():
+        where = files.join(path, name)
+        with _explained(where):
+            _compare(where, entry, files.size_of(where), files.sha256_file(where))
+    return commit
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One checkpoint folder, verified."""
+
+    step: int
+    path: str
+    bytes: int  # of all its files
+    digest: str  # of its commit record, and so of all its files; empty when that cannot be read
+    score: float | None
+    problem: str  # what is wrong with it; empty: it is valid
+    best: bool  # by the run's headline metric
+    last: bool  # the newest valid one, which a start goes on from
+
+    @property
+    def state(self) -> str:
+        """For people: `valid` or `damaged`, and what it is besides."""
+        words = ["damaged" if self.problem else "valid", "best" if self.best else "", "last" if self.last else ""]
+        return ", ".join(word for word in words if word)
+
+
+def survey(root: str) -> list[Listed]:
+    """Every checkpoint folder under `root` in order of step, damaged and unfinished ones too."""
+    found = {
+        int(match[1]): files.join(root, name) for name in files.listdir(root) if (match := STEP_FOLDER.fullmatch(name))
+    }
+    commits: dict[int, dict[str, Any]] = {}
+    problems: dict[int, str] = {}
+    for step, path in sorted(found.items()):
+        try:
+            commits[step] = verify(path)
+        except ValueError as error:
+            problems[step] = str(error)
+    best = -1
+    with contextlib.suppress(ValueError, KeyError, TypeError, FileNotFoundError):
+        best = int(files.read_json(files.join(root, BEST))["step"])
+    return [
+        Listed(
+            step,
+            path,
+            sum(files.size_of(files.join(path, name)) for name in files.tree(path)),
+            commits[step]["digest"] if step in commits else "",
+            commits[step]["score"] if step in commits else None,
+            problems.get(step, ""),
+            step == best,
+            step == max(commits, default=-1),
+        )
+        for step, path in sorted(found.items())
+    ]
+
+
 def latest(root: str) -> Snapshot | None:
     """The newest checkpoint that verifies, loaded; damaged ones are skipped with a logged reason."""
     for path in reversed(checkpoints(root).values()):
@@ -113,7 +180,7 @@ def digest_of(commit: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(commit, sort_keys=True).encode()).hexdigest()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _explained(path: str) -> Iterator[None]:
     """Turn whatever a damaged file raises into one ValueError; a remote store out of reach stays an OSError."""
     try:
@@ -139,10 +206,10 @@ def _read_commit(path: str) -> dict[str, Any]:
     return commit
 
 
-def score_of(path: str) -> float | None:
-    """The score a checkpoint was saved with; None when it has none or its record is damaged."""
+def commit_of(path: str) -> dict[str, Any] | None:
+    """The commit record of a checkpoint; None when it is damaged."""
     try:
-        return _read_commit(path)["score"]
+        return _read_commit(path)
     except ValueError:
         return None
 

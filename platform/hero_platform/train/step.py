@@ -36,6 +36,7 @@ class StepRecord:
     key: str  # mixture entry
     weights: dict[str, float]  # of each loss term at this step
     values: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # name -> (sum, count), on the device
+    skipped: bool = False  # its update was left out
 
     def add(self, name: str, total: Tensor | float, count: Tensor | float, device: torch.device) -> None:
         """Add to one mean: its sum and what the sum averages over."""

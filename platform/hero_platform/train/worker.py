@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,14 +23,17 @@ from hero_platform.train import determinism, optim, snapshot
 from hero_platform.train.checkpoint import Checkpointer
 from hero_platform.train.comm import Comm
 from hero_platform.train.evaluate import Validator
+from hero_platform.train.failure import NonFiniteError
+from hero_platform.train.lease import Lease
 from hero_platform.train.loop import Hooks, run_steps
-from hero_platform.train.records import keep_results, run_info
+from hero_platform.train.records import Start, keep_results, note_start, run_info
 from hero_platform.train.resolve import load_weights
 from hero_platform.train.step import DTYPES, Stepper
 from hero_platform.train.summary import unique_tasks
 
 logger = logging.getLogger(__name__)
 
+NAMED_VIDEOS = 8  # of a step that went wrong; jobs.replay names all
 HEADLINE = "val/loss"  # lower is better: the mean validation loss over the mixture picks the best checkpoint
 
 
@@ -43,6 +45,7 @@ class Surroundings:
     comm: Comm = field(default_factory=Comm)
     workers_on_node: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    lease: Lease | None = None  # rank 0 holds one while it writes
     tracker: Tracker = field(default_factory=NullTracker)  # only rank 0 has a real one; it is started here
     provenance: Mapping[str, Any] = field(default_factory=dict)  # of the driver
     progress: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
@@ -89,19 +92,15 @@ def train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
     determinism.setup(threads=threads, deterministic=config.scale.deterministic)
     stores = open_stores(config)
     root = files.join(around.folder, "checkpoints")
-    found = snapshot.latest(root)
-    module = build_module(config, initial=found is None).to(around.device)
-    if config.scale.compile:
-        compile_blocks(module)
-    optimizer = build_optimizer(module, config)
-    start, split = restore(module, optimizer, found)
+    module, optimizer, start, split = build_state(config, snapshot.latest(root), around.device)
     here = {"world": around.comm.world, "threads": threads}
     writer = None
     if around.comm.rank == 0:
         same_split = split in (None, here)
         info = run_info(config, resume_step=start, same_split=same_split, provenance=around.provenance)
-        around.tracker.start(info)
-        _note_start(config, around, start, threads)
+        around.tracker.start(info if around.lease is None else replace(info, guard=around.lease.check))
+        now = Start(start, time.time_ns() // 1_000_000, around.comm.world, threads, str(around.device), config)
+        note_start(around.folder, now, around.provenance)
         writer = Checkpointer(
             root,
             resumed_from=start,
@@ -109,18 +108,31 @@ def train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
             config=config_io.to_dict(config),
             best_metric=HEADLINE,
             best_mode="min",
-            before_publish=around.tracker.commit,
+            before_publish=lambda: _before_publish(around),
+            keep_every_h=config.checkpoint.keep_every_h,
+            max_failed=config.checkpoint.max_failed,
         )
         writer.prepare(module.state_dict(), optim.export_state(optimizer).tensors)
     feed = Feed(config, stores, around.comm.rank, around.comm.world)
     batches = Prefetcher(feed, start=start, stop=config.steps, depth=config.scale.prefetch)
     stepper = Stepper(module, config, around.comm, around.device)
-    state = _State(config, around, module, optimizer, writer, stores, here)
+    state = _State(config, around, module, optimizer, writer, stores, here, feed)
     with contextlib.closing(batches), contextlib.closing(state):
         step = run_steps(stepper, optimizer, batches, config, around.comm, state.hooks(), start)
     if around.comm.rank == 0 and step == config.steps:
         keep_results(around.tracker, config, around.folder)
     return {"step": step, "stopped": step < config.steps, "resumed_from": start}
+
+
+def build_state(
+    config: RunConfig, found: snapshot.Snapshot | None, device: torch.device
+) -> tuple[MultiTaskHero, torch.optim.Optimizer, int, dict[str, int] | None]:
+    """Model and optimizer as a checkpoint left them, or as a run begins; then as `restore` returns."""
+    module = build_module(config, initial=found is None).to(device)
+    if config.scale.compile:
+        compile_blocks(module)
+    optimizer = build_optimizer(module, config)
+    return module, optimizer, *restore(module, optimizer, found)
 
 
 def restore(
@@ -138,21 +150,11 @@ def restore(
     return found.step, found.state["split"]
 
 
-def _note_start(config: RunConfig, around: Surroundings, start: int, threads: int) -> None:
-    """Keep what this start was given: execution fields may differ between the starts of a run (D1)."""
-    folder = files.join(around.folder, "starts")
-    number = len(files.listdir(folder))
-    record = {
-        "step": start,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "host": socket.gethostname(),
-        "world": around.comm.world,
-        "threads_per_worker": threads,
-        "device": str(around.device),
-        "torch": torch.__version__,
-        "config": config_io.to_dict(config),
-    }
-    files.write_json(files.join(folder, f"{number:04d}.json"), record)
+def _before_publish(around: Surroundings) -> None:
+    """What a checkpoint stands on: the run is still this process's, and the record of its steps is durable."""
+    if around.lease is not None:
+        around.lease.confirm()
+    around.tracker.commit()
 
 
 class _State:
@@ -167,9 +169,11 @@ class _State:
         checkpoints: Checkpointer | None,
         stores: Mapping[str, FeatureStore],
         split: Mapping[str, int],
+        feed: Feed,
     ) -> None:
         self._config = config
         self._split = split
+        self._feed = feed
         self._around = around
         self._module = module
         self._optimizer = optimizer
@@ -192,12 +196,30 @@ class _State:
             validate=self._validate,
             progress=lambda step: self._around.progress(step, self._last),
             should_stop=self._around.should_stop,
+            nonfinite=self._nonfinite,
         )
 
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._around.comm.rank == 0:
+            if self._checkpoints is not None:
+                self._checkpoints.check()
             self._last.update(metrics)
             self._around.tracker.log(step, metrics)
+
+    def _nonfinite(self, step: int, values: Mapping[str, float], skipped: bool) -> None:
+        """Say which step went wrong and how to repeat it; go on only where its update was left out."""
+        entry, _, videos = self._feed.examples(step - 1)
+        more = f" and {len(videos) - NAMED_VIDEOS} more" if len(videos) > NAMED_VIDEOS else ""
+        text = (
+            f"step {step} ({self._config.mixture[entry].key}) is not finite: "
+            f"{', '.join(f'{name} is {value}' for name, value in values.items())}; "
+            f"its videos are {' '.join(videos[:NAMED_VIDEOS])}{more}; "
+            f"repeat it with: python -m jobs.replay --run {self._config.name} --step {step}"
+        )
+        if not skipped:
+            raise NonFiniteError(text)
+        if self._around.comm.rank == 0:
+            logger.warning("%s; its update was skipped", text)
 
     def _validate(self, step: int) -> None:
         assert self._validator is not None
@@ -221,33 +243,5 @@ class _State:
             {"optim_counts": exported.counts, "split": self._split},
             score=score,
         )
-
-
-@contextlib.contextmanager
-def only_one(folder: str, *, role: str = "", timeout_s: float = 60.0) -> Iterator[None]:
-    """Hold the run: a second writer on this machine waits for a dying first one, then gives up.
-
-    The driver of a run and its rank 0 may be different processes: `role` keeps their locks apart.
-
-    Raises:
-        ValueError: another process still trains this run after `timeout_s`.
-    """
-    if files.is_remote(folder):  # one machine's lock says nothing about the others
-        yield
-        return
-    import fcntl
-
-    files.makedirs(folder)
-    with open(files.join(folder, f".{role}.lock" if role else ".lock"), "a", encoding="utf-8") as stream:
-        until = time.monotonic() + timeout_s
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise ValueError(
-                        f"another process trains {folder}: wait for it, or choose another --name"
-                    ) from None
-                time.sleep(0.2)
-        yield
+        if self._checkpoints.failed:
+            self._around.tracker.log(step, {"sys/failed_checkpoints": float(self._checkpoints.failed)})

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hero_platform import files
-from hero_platform.tracking.journal import FILE, Journal, read
+from hero_platform.tracking.journal import FILE, Journal, JournalError, damage, read
 
 
 def _lines(folder: Path) -> list[dict]:
@@ -46,6 +46,122 @@ def test_the_intact_prefix_is_kept(tmp_path, tail):
     journal.record(3, {"a": 3.0})
     journal.close()
     assert [line["step"] for line in _lines(tmp_path)] == [1, 2, 3]
+
+
+def _written(folder: Path, steps: int = 5) -> list[bytes]:
+    """The lines of a journal of a few steps."""
+    journal = Journal(str(folder))
+    for step in range(1, steps + 1):
+        journal.record(step, {"train/loss": 1.0 / step})
+    journal.close()
+    return (folder / FILE).read_bytes().splitlines(keepends=True)
+
+
+def _steps(path: Path) -> list[int]:
+    return [record.step for record in read(str(path))]
+
+
+def test_every_flipped_bit_is_found(tmp_path):
+    lines = _written(tmp_path, 3)
+    path, whole = tmp_path / "flipped.jsonl", b"".join(lines)
+    for bit in range(len(lines[0]) * 8, len(lines[0] + lines[1]) * 8):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        assert _steps(path) == [1], f"bit {bit}"
+
+
+@pytest.mark.parametrize(
+    ("order", "intact"),
+    [([0, 2, 1, 3, 4], [1]), ([1, 0, 2, 3, 4], []), ([0, 1, 3, 4], [1, 2]), ([0, 1, 1, 2], [1, 2])],
+)
+def test_a_line_moved_lost_or_repeated_is_found(tmp_path, order, intact):
+    lines = _written(tmp_path)
+    (tmp_path / FILE).write_bytes(b"".join(lines[i] for i in order))
+    assert _steps(tmp_path / FILE) == intact
+
+
+def test_what_was_damaged_is_said_and_kept(tmp_path, caplog):
+    lines = _written(tmp_path)
+    broken = lines[2].replace(b"0.3333", b"0.4444")
+    (tmp_path / FILE).write_bytes(b"".join([*lines[:2], broken, *lines[3:]]))
+    journal = Journal(str(tmp_path))
+    assert f"line 3 of {tmp_path / FILE} is damaged (its checksum does not fit): the 2 lines before it" in caplog.text
+    journal.record(3, {"train/loss": 7.0})
+    journal.close()
+    assert _steps(tmp_path / FILE) == [1, 2, 3]
+    (kept,) = tmp_path.glob(f"{FILE}.damaged-*")
+    assert kept.read_bytes() == b"".join([broken, *lines[3:]]) and kept.name in caplog.text
+
+
+def test_reading_goes_on_from_any_line(tmp_path):
+    lines = _written(tmp_path)
+    ends = [sum(map(len, lines[:count])) for count in range(6)]
+    for count, end in enumerate(ends):
+        assert [record.step for record in read(str(tmp_path / FILE), end)] == list(range(count + 1, 6))
+    (tmp_path / FILE).write_bytes(b"".join([*lines[:2], lines[3]]))
+    assert list(read(str(tmp_path / FILE), ends[2])) == [], "line 4 does not follow line 2"
+    assert damage(str(tmp_path / FILE), ends[2]) == "its checksum does not fit"
+    assert damage(str(tmp_path / FILE), 0) == ""
+
+
+def test_a_journal_from_before_checksums_goes_on(tmp_path):
+    """Lines as the first version of the platform wrote them."""
+    old = [b'{"step":%d,"t_ms":1767225600000,"metrics":{"train/loss":%d.5}}\n' % (step, step) for step in (1, 2)]
+    (tmp_path / FILE).write_bytes(b"".join(old))
+    journal = Journal(str(tmp_path), resume_step=1)
+    assert journal.record(2, {"train/loss": 9.0}) is not None, "an old line is compared like any other"
+    journal.record(3, {"train/loss": 3.5})
+    journal.record(4, {"train/loss": 4.5})
+    journal.close()
+    assert [(record.step, record.metrics["train/loss"]) for record in read(str(tmp_path / FILE))] == [
+        (step, step + 0.5) for step in (1, 2, 3, 4)
+    ]
+    lines = (tmp_path / FILE).read_bytes().splitlines(keepends=True)
+    assert lines[:2] == old
+    (tmp_path / FILE).write_bytes(b"".join([*old, lines[3], lines[2]]))
+    assert _steps(tmp_path / FILE) == [1, 2]
+
+
+FULL = """
+import resource, signal, sys
+from hero_platform.tracking.journal import Journal, JournalError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+journal = Journal(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+steps = 0
+try:
+    while True:
+        journal.record(steps + 1, {"train/loss": 1.0})
+        steps += 1
+except JournalError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+journal.record(steps + 1, {"train/loss": 2.0})
+journal.close()
+print(steps)
+"""
+
+
+def test_a_line_that_does_not_fit_on_the_disk_leaves_nothing(tmp_path):
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, env=env)
+    said, steps = done.stdout.splitlines()
+    assert said == f"the journal {tmp_path / FILE} cannot be written: File too large"
+    assert _steps(tmp_path / FILE) == list(range(1, int(steps) + 2)) and int(steps) > 5
+
+
+def test_a_remote_journal_that_cannot_be_uploaded_says_so(tmp_path, monkeypatch):
+    journal = Journal(f"memory://{tmp_path.name}/runs/full")
+
+    def refuse(path, data):
+        raise OSError("SlowDown")
+
+    monkeypatch.setattr(files, "write_bytes", refuse)
+    with pytest.raises(JournalError, match=r"memory://.*metrics.jsonl cannot be written: SlowDown"):
+        journal.commit()
+    monkeypatch.undo()
+    journal.close()
 
 
 def test_repeated_steps_are_compared_not_recorded(tmp_path):

@@ -1,4 +1,6 @@
+import itertools
 import json
+import math
 import os
 import random
 import re
@@ -188,6 +190,27 @@ def test_a_server_out_of_reach_never_stops_training_and_gets_everything_later(fo
     _assert_each_once(client, run, "train/lr", range(1, 11), Path(folder) / FILE)
 
 
+def test_metrics_are_sent_in_batches_with_a_pause_between(folder, uri, monkeypatch):
+    sent: list[tuple[float, int]] = []
+    log_batch = MlflowClient.log_batch
+
+    def watched(self, run_id, metrics=(), **rest):
+        if metrics:
+            sent.append((time.monotonic(), len(metrics)))
+        return log_batch(self, run_id, metrics=metrics, **rest)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", watched)
+    tracker = _tracker(folder, uri, flush_s=0.3)
+    tracker.start(_info())
+    _log(tracker, range(1, 1001))
+    tracker.finish("FINISHED")
+    assert tracker.unsent == "" and tracker.metrics_sent == sum(count for _, count in sent) == 3000
+    times = [at for at, _ in sent]
+    assert len(times) <= 6 and all(later - earlier >= 0.29 for earlier, later in itertools.pairwise(times))
+    client, run = _only_run(uri)
+    _assert_each_once(client, run, "train/lr", range(1, 1001), Path(folder) / FILE)
+
+
 def test_a_deleted_run_is_made_anew_with_everything(folder, uri):
     tracker = _tracker(folder, uri)
     tracker.start(_info())
@@ -337,9 +360,11 @@ def test_a_real_server_and_its_death(folder, starting_server, caplog):
     tracker = _tracker(folder, address)
     tracker.start(_info())
     _log(tracker, range(1, 501))
+    tracker.log(501, {"odd": math.nan, "high": math.inf})
     tracker.log_text("hello", "a.txt")
     tracker.finish("KILLED")
     client, run = _only_run(address)
+    assert tracker.unsent == "" and math.isnan(run.data.metrics["odd"]) and run.data.metrics["high"] > 1e308
     assert run.info.status == "KILLED" and client.list_artifacts(run.info.run_id, "environment")
     tracker = _tracker(folder, address, finish_timeout_s=1.0)
     tracker.start(_info(490))
@@ -347,7 +372,7 @@ def test_a_real_server_and_its_death(folder, starting_server, caplog):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(30)
     _log(tracker, range(491, 601))  # returns at once: the journal is all that the loop waits for
-    _until(lambda: "trying again while training goes on" in caplog.text)
+    _until(lambda: "; trying again" in caplog.text)
     _log(tracker, range(601, 611))
     tracker.finish("KILLED")
     assert "the rest stays in" in caplog.text

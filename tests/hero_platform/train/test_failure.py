@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hero_platform.train.failure import last_line
+from hero_platform.train.failure import StepFailed, last_line, signature
 from hero_platform.train.on_ray import _cause_of
 
 REMOTE = "Traceback (most recent call last):\n  File 'x.py', line 1, in f\n    g()\nKeyError: 'missing'\n"
@@ -19,3 +19,24 @@ def test_the_worker_that_broke_is_named_and_those_that_lost_it_are_not():
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711")
     assert _cause_of({0: lost, 1: RuntimeError(REMOTE)}) == "worker 1: KeyError: 'missing'"
     assert _cause_of({0: lost}).startswith("worker 0: RuntimeError: [gloo")
+
+
+def test_what_a_worker_raised_is_said_without_our_own_names():
+    failed = StepFailed("after step 12: OSError: no route")
+    assert last_line(failed) == "after step 12: OSError: no route"
+    remote = RuntimeError(REMOTE.replace("KeyError: 'missing'", f"hero_platform.train.failure.StepFailed: {failed}"))
+    assert last_line(remote) == "after step 12: OSError: no route"
+
+
+def test_the_same_error_at_the_same_step_is_recognised():
+    first = signature(
+        {0: StepFailed("after step 12: OSError: 0x7f3a of 4711 is gone"), 1: StepFailed("after step 12: X: [gloo]")}
+    )
+    assert first and first == signature({1: StepFailed("after step 12: OSError: 0x1b of 9 is gone")})
+    assert first != signature({0: StepFailed("after step 13: OSError: 0x7f3a of 4711 is gone")})
+    assert first != signature({0: StepFailed("after step 12: KeyError: 'missing'")})
+    killed, lost = (
+        RuntimeError("The actor died unexpectedly"),
+        StepFailed("after step 12: X: Connection closed by peer"),
+    )
+    assert signature({0: killed, 1: lost}) == "", "a worker that was killed says nothing about the next time"

@@ -1,0 +1,121 @@
+"""What the tracker asks of MLflow, call by call, within the limits of its REST interface; only here is it imported."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hero_platform import files
+from hero_platform.tracking.base import flatten
+
+METRICS_A_CALL = 1000
+PARAMS_A_CALL = TAGS_A_CALL = 100
+PARAM_CHARACTERS = 500
+_BAD_CHARACTERS = re.compile(r"[^A-Za-z0-9_\-. :/]")  # MLflow refuses these in names of metrics and params
+
+
+def connect(uri: str) -> Any:
+    """A client of its own, without MLflow's global state, its telemetry, or its minutes of retries."""
+    for name, value in (
+        ("MLFLOW_DISABLE_TELEMETRY", "true"),
+        ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
+        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"),
+    ):
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):  # after the import, which sets MLflow's own level
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a warning a retry; we log the first failure
+    return MlflowClient(tracking_uri=uri)
+
+
+def experiment(client: Any, uri: str, name: str) -> str:
+    """Id of an experiment, made if it is not there; beside a database file its artifacts are kept beside that."""
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    database = uri.removeprefix("sqlite:///")
+    place = None if database == uri else files.join(files.parent_of(database), "mlartifacts", name)
+    return str(client.create_experiment(name, artifact_location=place))
+
+
+def active_run(client: Any, run_id: str) -> Any:
+    """A run by id, or None when it was deleted; a server out of reach raises."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def first_run(client: Any, experiment_id: str, tag: str, value: str) -> Any:
+    """The oldest run of an experiment with this tag, or None."""
+    found = client.search_runs(
+        [experiment_id],
+        filter_string=f"tags.`{tag}` = '{value}'",
+        order_by=["attributes.start_time ASC"],
+        max_results=1,
+    )
+    return found[0] if found else None
+
+
+def metrics(values: Mapping[str, float], step: int, t_ms: int) -> list[Any]:
+    """Metrics of one step, recorded at a wall clock in milliseconds."""
+    from mlflow.entities import Metric
+
+    named = {_BAD_CHARACTERS.sub("_", name): float(value) for name, value in values.items()}
+    return [Metric(name, value, t_ms, step) for name, value in named.items()]
+
+
+def set_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a run."""
+    from mlflow.entities import RunTag
+
+    for chunk in chunks([RunTag(key, value) for key, value in tags.items()], TAGS_A_CALL):
+        client.log_batch(run_id, tags=chunk, synchronous=True)
+
+
+def log_params(client: Any, run_id: str, params: Mapping[str, str], held: Mapping[str, str] | None = None) -> None:
+    """Log the params the run does not have yet: MLflow refuses another value for one it has."""
+    from mlflow.entities import Param
+
+    if held is None:
+        held = client.get_run(run_id).data.params
+    new = [Param(name, value) for name, value in params.items() if name not in held]
+    for chunk in chunks(new, PARAMS_A_CALL):
+        client.log_batch(run_id, params=chunk, synchronous=True)
+
+
+def as_params(tree: Mapping[str, Any]) -> dict[str, str]:
+    """Flattened settings as MLflow takes them; a long value is cut, the whole one is in config.json."""
+    return {
+        _BAD_CHARACTERS.sub("_", name): value
+        if len(value) <= PARAM_CHARACTERS
+        else value[: PARAM_CHARACTERS - 3] + "..."
+        for name, value in flatten(tree).items()
+    }
+
+
+def log_bytes(client: Any, run_id: str, data: bytes, path: str) -> None:
+    """Keep bytes as an artifact."""
+    folder, _, name = path.rpartition("/")
+    with tempfile.TemporaryDirectory(prefix="hero-artifact-") as place:
+        local = Path(place) / name
+        local.write_bytes(data)
+        client.log_artifact(run_id, str(local), folder or None)
+
+
+def chunks(items: list[Any], size: int) -> list[list[Any]]:
+    """A list in parts of at most `size`."""
+    return [items[begin : begin + size] for begin in range(0, len(items), size)]
