@@ -28,6 +28,7 @@ from hero_platform.store.table import AnnotationTable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+WITHOUT = "without_nms/"  # in front of the names of metrics before suppression
 NUM_SHOWN_QUERIES, NUM_SHOWN_ANSWERS = 6, 3  # in the picture of moments
 
 
@@ -94,26 +95,32 @@ class MomentEvaluation:
     corpus: Corpus
     rankings: dict[str, Ranked]  # "vcmr", "svmr" and "vr", or "vr" alone; suppressed if the evaluation asked for it
     metric: RetrievalMetric
+    plain: RetrievalMetric | None  # the same without suppression, where the evaluation asked for it
     lengths_B: np.ndarray  # [B] int64 frames searched of each video
     numbers: Mapping[str, int] | None = None  # the benchmark's own numbers of the videos, for the submission
 
     def results(self) -> dict[str, Any]:
-        """Recalls in percent, their 95% intervals, and what was counted."""
+        """Recalls in percent, their 95% intervals, and what was counted; `without_nms/` names those before it."""
         names = self.metric.names()
+        plain = {} if self.plain is None else self.plain.compute()
         return {
             "store": self.corpus.store.digest,
             "split": self.corpus.table.split,
             "videos": len(self.corpus.rows),
             "queries": len(self.corpus.queries),
             "queries_left_out": self.corpus.left_out,
-            "metrics": self.metric.compute(),
+            "metrics": self.metric.compute() | {f"{WITHOUT}{name}": value for name, value in plain.items()},
             "intervals": {name: list(self.metric.interval(name)) for name in names},
         }
 
     def lines(self) -> list[str]:
-        """One task and overlap a line."""
+        """One task and overlap a line; those before suppression behind."""
         found = self.results()
-        return result_lines(found["metrics"], found["intervals"])
+        lines = result_lines(found["metrics"], found["intervals"])
+        if self.plain is None or not lines:
+            return lines
+        intervals = {name: self.plain.interval(name) for name in self.plain.names() if not name.startswith("vr")}
+        return [*lines, "without suppression:", *result_lines(self.plain.compute(), intervals)]
 
     def predictions(self) -> Iterator[dict[str, Any]]:
         """Per query: id, text, answers as `[video, start_s, end_s, score]`; of videos as `[video, score]`."""
@@ -206,14 +213,22 @@ def evaluate_moments(
             rankings, timing = {"vcmr": answers.vcmr, "svmr": answers.svmr, "vr": answers.vr}, answers.timing
     if settings.official_truncation:
         rankings = {name: ranked.top(MAX_ANSWERS) for name, ranked in rankings.items()}
+    plain = None
     if (limit := settings.suppress_above) is not None:
+        plain = _metric(corpus, rankings, places_Q)
         rankings |= {name: rankings[name].suppressed(limit) for name in ("vcmr", "svmr") if name in rankings}
     rankings = {name: ranked.top(MAX_ANSWERS) for name, ranked in rankings.items()}
+    metric = _metric(corpus, rankings, places_Q)
+    return MomentEvaluation(corpus, rankings, metric, plain, timing.num_frames, settings.video_numbers)
+
+
+def _metric(corpus: Corpus, rankings: Mapping[str, Ranked], places_Q: np.ndarray | None) -> RetrievalMetric:
+    """Count the queries whose video is known; a hidden split has predictions and no metrics."""
     metric, known_Q = RetrievalMetric(), corpus.known_Q
-    if known_Q.any():  # a hidden split has predictions and no metrics
+    if known_Q.any():
         known = {name: ranked.rows_at(known_Q) for name, ranked in rankings.items()}
         metric.update(corpus.truth, **known, places_Q=None if places_Q is None else places_Q[known_Q])
-    return MomentEvaluation(corpus, rankings, metric, timing.num_frames, settings.video_numbers)
+    return metric
 
 
 @contextlib.contextmanager

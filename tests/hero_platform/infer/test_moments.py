@@ -103,6 +103,16 @@ def test_suppression_leaves_no_overlapping_answers(store, config, module):
     assert len(rows) < len(found_in(corpus, module, config).rankings["svmr"].rows(0))
 
 
+def test_an_evaluation_with_suppression_says_both(store, config, module):
+    corpus = Corpus.open(store, "val")
+    plain = found_in(corpus, module, config).results()["metrics"]
+    both = found_in(corpus, module, config, suppress_above=0.3)
+    metrics = both.results()["metrics"]
+    assert {name.removeprefix("without_nms/"): value for name, value in metrics.items() if "without" in name} == plain
+    assert any(metrics[name] != value for name, value in plain.items())
+    assert both.lines().count("without suppression:") == 1
+
+
 def test_a_model_that_has_learned_finds_moments(store, config):
     """Overfit eight videos: their own queries must then be answered far above chance."""
     torch.manual_seed(0)
