@@ -232,14 +232,15 @@ class SyntheticSource:
 
         for rank, scene in enumerate(self._pick(rng, scenes, self.moments_per_video)):
             yield note("moments", rank, scene, self.world.describe(rng, world.QUERIES, scene.values))
+        heard = self._heard(split, number, scenes)
         for rank, scene in enumerate(self._pick(rng, scenes, self.questions_per_video)):
-            asked = str(rng.choice(list(world.QUESTIONS)))
+            asked = str(rng.choice(world.ASKED))
             text = self.world.describe(rng, (world.QUESTIONS[asked],), scene.values)
-            answers, label = self._answers(rng, asked, scene, scenes)
+            answers, label = self._answers(rng, asked, scene, heard)
             tokens = tokenizer.encode(answers, "query")
             yield note("questions", rank, scene, text, answers=answers, answers_tokens=tokens, label=label)
         for rank, scene in enumerate(self._pick(rng, scenes, self.statement_pairs_per_video)):
-            for half, (text, label) in enumerate(self._opposites(rng, scene, scenes)):
+            for half, (text, label) in enumerate(self._opposites(rng, scene, heard)):
                 yield note("statements", f"{rank}-{half}", scene, text, label=label)
         for rank, scene in enumerate(self._pick(rng, scenes, self.captions_per_video)):
             yield note("captions", rank, scene, self.world.describe(rng, world.CAPTIONS, scene.values))
@@ -249,28 +250,46 @@ class SyntheticSource:
         alone = [scene for scene in scenes if sum(other.values == scene.values for other in scenes) == 1]
         return [alone[i] for i in sorted(rng.permutation(len(alone))[:count])]
 
+    def _heard(self, split: str, number: int, scenes: list[Scene]) -> list[tuple[Scene, dict[str, str]]]:
+        """Each scene with the words its subtitles use, by attribute; the last one where they use several."""
+        meaning = {word: name for name, values in world.WORDS.items() for words in values for word in words}
+        heard: list[tuple[Scene, dict[str, str]]] = [(scene, {}) for scene in scenes]
+        for item in self.utterances(split, number):
+            words = next(words for scene, words in heard if scene.start <= item.start < scene.stop)
+            words.update({meaning[word]: word for word in item.words if word in meaning})
+        return heard
+
     def _answers(
-        self, rng: np.random.Generator, asked: str, scene: Scene, scenes: list[Scene]
+        self, rng: np.random.Generator, asked: str, scene: Scene, heard: list[tuple[Scene, dict[str, str]]]
     ) -> tuple[tuple[str, ...], int]:
-        """Five words for `asked`, one right; one of the wrong ones is right for another scene, where there is one."""
+        """Five words for `asked`, one right; one of the wrong ones is right for another scene, where there is one.
+
+        What was said in a scene is quoted.
+        """
         right = scene.values[asked]
-        near = {other.values[asked] for other in scenes if other.values[asked] != right}
+        quoted = {other.values[asked]: words[asked] for other, words in heard if asked in words}
+        quoted |= {scene.values[asked]: words[asked] for other, words in heard if other is scene and asked in words}
+        near = {other.values[asked] for other, _ in heard if other.values[asked] != right}
         values = [int(value) for value in rng.permutation(self.world.sizes[asked]) if value != right]
         values.sort(key=lambda value: value in near)  # stable: those of no scene first, in random order
         wrong = [*values[: world.NUM_ANSWERS - 2], values[-1]]
         options = [right, *wrong]
         order = rng.permutation(world.NUM_ANSWERS)
-        return tuple(self.world.say(rng, asked, options[i]) for i in order), int(np.argmin(order))
+        words = [quoted.get(value) or self.world.say(rng, asked, value) for value in options]
+        return tuple(words[i] for i in order), int(np.argmin(order))
 
-    def _opposites(self, rng: np.random.Generator, scene: Scene, scenes: list[Scene]) -> list[tuple[str, int]]:
+    def _opposites(
+        self, rng: np.random.Generator, scene: Scene, heard: list[tuple[Scene, dict[str, str]]]
+    ) -> list[tuple[str, int]]:
         """A true statement and its opposite, in any order; one word of that names what is in no scene of the video.
 
         None if the video has everything, which takes more scenes than an attribute has values.
         """
         template = world.STATEMENTS[int(rng.integers(len(world.STATEMENTS)))]
-        words = {name: self.world.say(rng, name, scene.values[name]) for name in world.STATED}
-        changed = str(rng.choice(world.STATED))
-        told = {other.values[changed] for other in scenes}
+        said = next(words for other, words in heard if other is scene)
+        words = {name: said.get(name) or self.world.say(rng, name, scene.values[name]) for name in world.STATED}
+        changed = str(rng.choice(world.WRONG))
+        told = {other.values[changed] for other, _ in heard}
         absent = [value for value in range(self.world.sizes[changed]) if value not in told]
         if not absent:
             return []

@@ -86,13 +86,17 @@ CAPTIONS = (
     "at the {place} the {who} {act} a {object} and feels {mood}",
 )
 STATED = ("who", "object")  # one is seen, one is heard
+# What a false statement is wrong about, and what a question asks for, by how often. What is heard comes first: a model
+# finds what is seen so much sooner that, at equal shares, it would hardly be taught to read.
+WRONG = ("who", "object", "object")
+ASKED = ("who", "place", "object", "object", "object", "object")
 STATEMENTS = ("it is the {who} with the {object}", "a {object} and a {who}", "the {object} that is with the {who}")
 OPENINGS = ("", "oh", "look", "look at the", "it is so")
 NUM_ANSWERS = 5
 QUESTIONS = {
-    "who": "who {act} the {object} at the {place}",
-    "object": "what is it that the {who} {act} at the {place}",
-    "place": "where is it that the {who} {act} the {object}",
+    "who": "who {act} the {object}",
+    "object": "what {act} the {who}",
+    "place": "where the {who} {act}",
 }
 
 
