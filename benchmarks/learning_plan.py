@@ -26,8 +26,8 @@ class Kind:
 KINDS = {
     "moment_retrieval": Kind("finetune_synthetic", "vcmr_r1_iou05", "1e-2"),
     "video_retrieval": Kind("finetune_synthetic_retrieval", "vr_r1", "1e-2"),
-    "video_qa": Kind("finetune_synthetic_qa", "accuracy", "3e-3"),
-    "entailment": Kind("finetune_synthetic_entailment", "accuracy", "3e-3"),
+    "video_qa": Kind("finetune_synthetic_qa", "accuracy", "2e-3"),
+    "entailment": Kind("finetune_synthetic_entailment", "accuracy", "2e-3"),
     "captioning": Kind("finetune_synthetic_captions", "cider_d", "3e-3"),
 }
 STUDIED = ("moment_retrieval", "video_qa")  # the paper's own questions: TVR and TVQA

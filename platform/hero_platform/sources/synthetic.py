@@ -234,7 +234,7 @@ class SyntheticSource:
             yield note("moments", rank, scene, self.world.describe(rng, world.QUERIES, scene.values))
         heard = self._heard(split, number, scenes)
         for rank, scene in enumerate(self._pick(rng, scenes, self.questions_per_video)):
-            asked = str(rng.choice(world.ASKED))
+            asked = str(rng.choice(list(world.QUESTIONS)))
             text = self.world.describe(rng, (world.QUESTIONS[asked],), scene.values)
             answers, label = self._answers(rng, asked, scene, heard)
             tokens = tokenizer.encode(answers, "query")

@@ -86,10 +86,9 @@ CAPTIONS = (
     "at the {place} the {who} {act} a {object} and feels {mood}",
 )
 STATED = ("who", "object")  # one is seen, one is heard
-# What a false statement is wrong about, and what a question asks for, by how often. What is heard comes first: a model
-# finds what is seen so much sooner that, at equal shares, it would hardly be taught to read.
+# What a false statement is wrong about, by how often. At equal shares a small model learns what is seen, which comes
+# sooner, and then stays there: it is right in three of four cases and is not taught to read.
 WRONG = ("who", "object", "object")
-ASKED = ("who", "place", "object", "object", "object", "object")
 STATEMENTS = ("it is the {who} with the {object}", "a {object} and a {who}", "the {object} that is with the {who}")
 OPENINGS = ("", "oh", "look", "look at the", "it is so")
 NUM_ANSWERS = 5
