@@ -72,7 +72,8 @@ def _search(path: str, checkpoint: str, workers: int) -> dict[str, Any]:
     import torch
 
     from hero_platform.infer.embed import Embedder
-    from hero_platform.infer.moments import Corpus, load_model
+    from hero_platform.infer.evaluation import load_model
+    from hero_platform.infer.moments import Corpus
     from hero_platform.infer.on_ray import Workers, on_ray
     from hero_platform.infer.search import Here, Part, Request, Team, find_moments, threads
     from hero_platform.store.reader import FeatureStore

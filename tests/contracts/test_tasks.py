@@ -163,13 +163,14 @@ def test_settings_are_plain_values_with_defaults(kind: str):
     assert TASKS[kind](**values) == task
 
 
-def test_a_question_may_have_no_words():
+@ENCODERS
+def test_a_question_may_have_no_words(flat):
     """VLEP asks which of two events comes next, without a question."""
     examples = _examples("video_qa")
     assert examples.notes is not None
     silent = replace(
         examples.notes, tokens=np.empty(0, dtype=np.int32), token_offsets=np.zeros(VIDEOS + 1, dtype=np.int64)
     )
-    batch = TASKS["video_qa"]().prepare(replace(examples, notes=silent), AT, TEXT, training=True)
-    model, full = _model("video_qa")
+    batch = TASKS["video_qa"](flat=flat).prepare(replace(examples, notes=silent), AT, TEXT, training=True)
+    model, full = _model("video_qa", flat)
     assert torch.isfinite(_loss(model, "video_qa", batch)) and batch.num_tokens < full.num_tokens

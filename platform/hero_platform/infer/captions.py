@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,6 +57,11 @@ class Clips:
             raise ValueError(f"{store.root}: no caption of split {split!r} is about a video of this store")
         left_out = int((table.video_rows < 0).sum())
         return cls(store, table, tuple(first), np.array(list(first.values())), references, left_out)
+
+    def first(self, limit: int) -> Clips:
+        """No more than `limit` of them."""
+        ids = self.ids[:limit]
+        return replace(self, ids=ids, rows=self.rows[:limit], references={clip: self.references[clip] for clip in ids})
 
 
 @dataclass(frozen=True)

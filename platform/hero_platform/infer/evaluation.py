@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -147,6 +147,10 @@ class Split:
         if not len(rows):
             raise ValueError(f"{store.root}: none of the {kind} of split {split!r} is about a video of this store")
         return cls(store, table, rows, len(table) - len(rows))
+
+    def first(self, limit: int) -> Split:
+        """No more than `limit` of them."""
+        return replace(self, rows=self.rows[:limit])
 
     @property
     def videos_N(self) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hero_model.tasks import MomentRetrieval, Task
@@ -15,42 +15,50 @@ from hero_platform.infer.moments import Corpus, evaluate_moments
 from hero_platform.infer.questions import answer_questions
 from hero_platform.infer.statements import judge_statements
 from hero_platform.store.reader import FeatureStore
+from hero_platform.store.tokens import TokenizerSpec
 
 
 @dataclass(frozen=True)
 class Evaluator:
     """How a kind of task is evaluated. What `open` gives says how large it is by `str` of its `size`."""
 
-    open: Callable[[FeatureStore, str], Any]  # store, split -> what is asked; ValueError if there is nothing
+    open: Callable[[FeatureStore, str], Any]  # store, split -> what is asked, some of it by `first`; or ValueError
     size: Callable[[Any], str]  # what is asked -> one line, such as "600 queries in 200 videos"
     answer: Callable[[Any, Model, Any, Settings], Evaluation]  # what is asked, model, task, settings
+    headline: str  # the metric that says which of two models is better
+    check: Callable[[Any], object] = lambda asked: None  # ValueError where `answer` needs more than the store has
     on_workers: bool = False  # whether `Settings.workers` is heeded
 
 
-_RETRIEVAL = Evaluator(
+_MOMENTS = Evaluator(
     open=Corpus.open,
     size=lambda corpus: f"{len(corpus.queries):,} queries in {len(corpus.rows):,} videos",
     answer=evaluate_moments,
+    headline="vcmr_r1_iou07",
     on_workers=True,
 )
 
 EVALUATORS: dict[str, Evaluator] = {
-    "moment_retrieval": _RETRIEVAL,
-    "video_retrieval": _RETRIEVAL,
+    "moment_retrieval": _MOMENTS,
+    "video_retrieval": replace(_MOMENTS, headline="vr_r1"),
     "video_qa": Evaluator(
         open=lambda store, split: Split.open(store, split, "questions"),
         size=lambda split: f"{len(split.rows):,} questions",
         answer=lambda split, model, task, settings: answer_questions(split, model, task),
+        headline="accuracy",
     ),
     "entailment": Evaluator(
         open=lambda store, split: Split.open(store, split, "statements"),
         size=lambda split: f"{len(split.rows):,} statements",
         answer=lambda split, model, task, settings: judge_statements(split, model, task),
+        headline="accuracy",
     ),
     "captioning": Evaluator(
         open=Clips.open,
         size=lambda clips: f"{len(clips.ids):,} clips",
         answer=caption_clips,
+        headline="cider_d",
+        check=lambda clips: TokenizerSpec.of_store(clips.store.root, clips.store.manifest.tokenizer),
     ),
 }
 

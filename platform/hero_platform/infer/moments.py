@@ -61,6 +61,10 @@ class Corpus:
             raise ValueError(f"{store.root}: no moment query of split {split!r} is about a video of that split")
         return cls(store, table, rows, queries, own[queries], len(table) - len(queries))
 
+    def first(self, limit: int) -> Corpus:
+        """The same videos and no more than `limit` queries."""
+        return replace(self, queries=self.queries[:limit], own_video_Q=self.own_video_Q[:limit])
+
     @property
     def truth(self) -> Truth:
         """What the queries ask for that are not hidden."""

@@ -134,7 +134,7 @@ def best_first(scores: Tensor, keep: int) -> Tensor:
 class Share:
     """Whole units of a corpus that follow each other, encoded, and the vectors of all queries, in one process.
 
-    The passes are generators that say after each block how many videos it had.
+    The passes are generators that say after each block or unit how many videos it had.
     """
 
     head: QueryHead
@@ -175,28 +175,31 @@ class Share:
     @torch.inference_mode()
     def search(self, found: Lists, how: Decoding, moments: Best, inside: Best) -> Iterator[int]:
         """Search the videos here for spans of the queries that found them: `moments`, and `inside` the own video."""
-        device = self.query_QD.device
         visits = _visits(found.videos_QN, self.own_video_Q, range(self.first, self.first + len(self.videos)))
-        for place, visitors in enumerate(visits):
-            video = self.first + place
-            if not len(visitors):
-                yield 1
-                continue
-            frames_LD, clip = self.videos.read(place, place + 1, device)
-            for unit in units(0, len(visitors), UNIT_QUERIES):
-                queries = visitors[unit.start : unit.stop]
-                rows = torch.from_numpy(queries).to(device)
-                start_CL, end_CL = self.head.span_logits_all(self.query_QD[rows], frames_LD, clip)
-                scores_CN, cells_CN = _best_spans(start_CL.float().softmax(-1), end_CL.float().softmax(-1), how)
-                of_video = torch.full_like(cells_CN, video)
-                own = torch.from_numpy(self.own_video_Q[queries] == video).to(device)
-                inside.add(rows[own], scores_CN[own], of_video[own], cells_CN[own])
-                ranks = found.videos_QN[queries] == video
-                weight_C = torch.from_numpy(np.where(ranks, found.scores_QN[queries], 0).sum(axis=1)).to(device)
-                chosen = torch.from_numpy(ranks.any(axis=1)).to(device)
-                weighted_CN = torch.where(scores_CN > -torch.inf, scores_CN * weight_C[:, None], -torch.inf)
-                moments.add(rows[chosen], weighted_CN[chosen], of_video[chosen], cells_CN[chosen])
-            yield 1
+        for unit in units(0, len(self.videos), UNIT_VIDEOS):
+            for place in unit:
+                for group in units(0, len(visits[place]), UNIT_QUERIES):
+                    queries = visits[place][group.start : group.stop]
+                    self._look_into(place, queries, found, how, moments, inside)
+            yield len(unit)
+
+    def _look_into(
+        self, place: int, queries: np.ndarray, found: Lists, how: Decoding, moments: Best, inside: Best
+    ) -> None:
+        """Search one video for spans of a unit of queries."""
+        device, video = self.query_QD.device, self.first + place
+        frames_LD, clip = self.videos.read(place, place + 1, device)
+        rows = torch.from_numpy(queries).to(device)
+        start_CL, end_CL = self.head.span_logits_all(self.query_QD[rows], frames_LD, clip)
+        scores_CN, cells_CN = _best_spans(start_CL.float().softmax(-1), end_CL.float().softmax(-1), how)
+        of_video = torch.full_like(cells_CN, video)
+        own = torch.from_numpy(self.own_video_Q[queries] == video).to(device)
+        inside.add(rows[own], scores_CN[own], of_video[own], cells_CN[own])
+        ranks = found.videos_QN[queries] == video
+        weight_C = torch.from_numpy(np.where(ranks, found.scores_QN[queries], 0).sum(axis=1)).to(device)
+        chosen = torch.from_numpy(ranks.any(axis=1)).to(device)
+        weighted_CN = torch.where(scores_CN > -torch.inf, scores_CN * weight_C[:, None], -torch.inf)
+        moments.add(rows[chosen], weighted_CN[chosen], of_video[chosen], cells_CN[chosen])
 
     def _video_blocks(self) -> list[range]:
         return self.blocks.of(len(self.videos), self.blocks.videos, UNIT_VIDEOS)

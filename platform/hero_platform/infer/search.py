@@ -118,7 +118,9 @@ class Part:
         """Search the videos of this part for spans; `found` are the columns of the best videos of the whole corpus."""
         how, queries = self._request.how, len(self._request.queries)
         self._moments, self._inside = (Best(queries, how.num_spans, self._embedder.device) for _ in range(2))
-        yield from self._share.search(Lists(*found), how, self._moments, self._inside)
+        for done in self._share.search(Lists(*found), how, self._moments, self._inside):
+            _give_back()
+            yield done
 
     @property
     def states(self) -> VideoStates:

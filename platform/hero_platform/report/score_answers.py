@@ -6,7 +6,6 @@ answer (hero.md 4.4, 4.5). Moments are scored where a prediction and the referen
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hero_model.metrics.answers import answer_metric
-from hero_platform import files
 from hero_platform.corpora.asking import asking_word
+from hero_platform.report.prediction_file import read_objects
 from hero_platform.sources.base import Annotation
 
 _NAMES = ("question", "statement")  # of the id, in our files
@@ -76,8 +75,6 @@ def read_answers(path: str) -> dict[str, Answer]:
     Raises:
         ValueError: it is neither, or an answer is not what it should be; the message names file and line.
     """
-    if not files.exists(path):
-        raise ValueError(f"{path}: not there")
     answers: dict[str, Answer] = {}
     for where, name, value, span in _entries(path):
         if name in answers:
@@ -90,16 +87,7 @@ def read_answers(path: str) -> dict[str, Answer]:
 
 def _entries(path: str) -> Iterator[tuple[str, str, Any, Any]]:
     """Where, id, answer and span of every entry."""
-    for place, line in enumerate(files.read_bytes(path).decode("utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{place}"
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{where}: not readable JSON: {error}") from error
-        if not isinstance(entry, dict):
-            raise ValueError(f"{where}: not a JSON object but {line[:40]!r}")
+    for where, entry in read_objects(path):
         name = next((name for name in _NAMES if name in entry), None)
         if name is None:
             yield from ((where, key, value, None) for key, value in entry.items())

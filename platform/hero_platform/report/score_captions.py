@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from hero_platform import files
 from hero_platform.infer.caption_score import mean_intervals, score_captions
+from hero_platform.report.prediction_file import read_objects
 from hero_platform.sources.base import Annotation
 
 
@@ -47,19 +46,13 @@ def read_captions(path: str) -> dict[str, str]:
     Raises:
         ValueError: it is neither, or a clip stands twice; the message names file and line.
     """
-    if not files.exists(path):
-        raise ValueError(f"{path}: not there")
     captions: dict[str, str] = {}
-    for place, line in enumerate(files.read_bytes(path).decode("utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{place}"
+    for where, entry in read_objects(path):
         try:
-            entry = json.loads(line)
             official = "descs" in entry
             clip = str(entry["clip_id" if official else "clip"])
             text = entry["descs"][0]["desc"] if official else entry["caption"]
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, IndexError) as error:
             raise ValueError(f"{where}: no prediction of captioning: {error!r}") from error
         if not isinstance(text, str):
             raise ValueError(f"{where}: the caption of clip {clip} is {text!r}, not a text")

@@ -7,7 +7,6 @@ Legend: Q queries of the reference.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hero_model.metrics.retrieval import MAX_ANSWERS, Ranked, RetrievalMetric, Truth
-from hero_platform import files
+from hero_platform.report.prediction_file import read_objects
 from hero_platform.sources.base import Annotation
 
 TASKS = ("vcmr", "svmr", "vr")
@@ -93,27 +92,23 @@ def read_predictions(path: str) -> Answers:
     Raises:
         ValueError: it is neither, or an answer is not what it should be; the message names file and line.
     """
-    if not files.exists(path):
-        raise ValueError(f"{path}: not there")
-    text = files.read_bytes(path).decode("utf-8")
-    lines = [(place, line) for place, line in enumerate(text.split("\n"), start=1) if line.strip()]
     answers: Answers = {}
-    for where, task, query, rows in _entries(path, lines):
+    for where, task, query, rows in _entries(path):
         own = answers.setdefault(task, {})
         if query in own:
             raise ValueError(f"{where}: query {query} is answered twice")
+        if not isinstance(rows, list):
+            raise ValueError(f"{where}: the answers to query {query} are {rows!r}, not a list")
         own[query] = [_row(where, row) for row in rows]
     if not answers:
         raise ValueError(f"{path}: no answers of retrieval ({', '.join(TASKS)}) in it")
     return answers
 
 
-def _entries(path: str, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[str, str, str, list[Any]]]:
+def _entries(path: str) -> Iterator[tuple[str, str, str, list[Any]]]:
     """Where, task, query and answers of every entry."""
-    for place, line in lines:
-        where = f"{path}:{place}"
+    for where, entry in read_objects(path):
         try:
-            entry = json.loads(line)
             if "video2idx" in entry:
                 name_of = {int(number): name for name, number in entry["video2idx"].items()}
                 for task in (task for task in TASKS if task.upper() in entry):

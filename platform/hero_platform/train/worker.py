@@ -17,6 +17,7 @@ from hero_model.official import official_name
 from hero_platform import config_io, files
 from hero_platform.config import RunConfig
 from hero_platform.feed.loader import Feed, Prefetcher, open_stores
+from hero_platform.infer.headline import Headline
 from hero_platform.store.reader import FeatureStore
 from hero_platform.tracking.base import NullTracker, Tracker
 from hero_platform.train import determinism, optim, snapshot
@@ -34,7 +35,7 @@ from hero_platform.train.summary import unique_tasks
 logger = logging.getLogger(__name__)
 
 NAMED_VIDEOS = 8  # of a step that went wrong; jobs.replay names all
-HEADLINE = "val/loss"  # lower is better: the mean validation loss over the mixture picks the best checkpoint
+LOSS = "val/loss"  # the mean over the mixture picks the best checkpoint where no benchmark's number does
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
     root = files.join(around.folder, "checkpoints")
     module, optimizer, start, split = build_state(config, snapshot.latest(root), around.device)
     here = {"world": around.comm.world, "threads": threads}
+    headline = Headline.of(config, stores, around.device)
     writer = None
     if around.comm.rank == 0:
         same_split = split in (None, here)
@@ -106,8 +108,8 @@ def train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
             resumed_from=start,
             keep_last=config.checkpoint.keep_last,
             config=config_io.to_dict(config),
-            best_metric=HEADLINE,
-            best_mode="min",
+            best_metric=LOSS if headline is None else headline.metric,
+            best_mode="min" if headline is None else "max",
             before_publish=lambda: _before_publish(around),
             keep_every_h=config.checkpoint.keep_every_h,
             max_failed=config.checkpoint.max_failed,
@@ -116,7 +118,7 @@ def train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
     feed = Feed(config, stores, around.comm.rank, around.comm.world)
     batches = Prefetcher(feed, start=start, stop=config.steps, depth=config.scale.prefetch)
     stepper = Stepper(module, config, around.comm, around.device)
-    state = _State(config, around, module, optimizer, writer, stores, here, feed)
+    state = _State(config, around, module, optimizer, writer, stores, here, feed, headline)
     with contextlib.closing(batches), contextlib.closing(state):
         step = run_steps(stepper, optimizer, batches, config, around.comm, state.hooks(), start)
     if around.comm.rank == 0 and step == config.steps:
@@ -170,6 +172,7 @@ class _State:
         stores: Mapping[str, FeatureStore],
         split: Mapping[str, int],
         feed: Feed,
+        headline: Headline | None,
     ) -> None:
         self._config = config
         self._split = split
@@ -179,7 +182,8 @@ class _State:
         self._optimizer = optimizer
         self._checkpoints = checkpoints
         self._validator = Validator(config, stores, around.comm, around.device) if config.evaluation.every else None
-        self._headline: tuple[int, float] | None = None
+        self._headline = headline
+        self._score: tuple[int, float] | None = None
         self._last: dict[str, float] = {}
         for line in self._validator.missing if self._validator and around.comm.rank == 0 else ():
             logger.warning("no validation for %s", line)
@@ -226,8 +230,12 @@ class _State:
         metrics = self._validator.run(self._module)
         losses = [value for name, value in metrics.items() if name.startswith("val/loss/") and name.count("/") == 3]
         if losses:
-            metrics[HEADLINE] = sum(losses) / len(losses)
-            self._headline = (step, metrics[HEADLINE])
+            metrics[LOSS] = sum(losses) / len(losses)
+            self._score = (step, metrics[LOSS])
+        if self._around.comm.rank == 0 and self._headline is not None:  # the other ranks wait in the next step
+            metrics |= self._headline.measure(self._module)
+            score = metrics.get(self._headline.metric)
+            self._score = None if score is None else (step, score)
         if self._around.comm.rank == 0 and metrics:
             self._around.tracker.log(step, metrics)
 
@@ -235,7 +243,7 @@ class _State:
         if self._checkpoints is None:
             return
         exported = optim.export_state(self._optimizer)
-        score = self._headline[1] if self._headline and self._headline[0] == step else None
+        score = self._score[1] if self._score and self._score[0] == step else None
         self._checkpoints.save(
             step,
             self._module.state_dict(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -87,9 +88,15 @@ def of_each_task(run: RunConfig, comm: Comm) -> dict[str, Any]:
     return results
 
 
+@lru_cache(maxsize=4)
+def feed_of(run: RunConfig, rank: int, world: int) -> Feed:
+    """A rank's feed; opening the stores is slow."""
+    return Feed(run, open_stores(run), rank, world)
+
+
 def step_of(run: RunConfig, kind: str) -> int:
     """The first step that runs this task."""
-    feed = Feed(run, open_stores(run), 0, 1)
+    feed = feed_of(run, 0, 1)
     return next(s for s in range(200) if run.mixture[feed.mixture.entry(s)].task.kind == kind)
 
 
@@ -99,7 +106,7 @@ def gradients(
     """Gradients of these steps, one optimizer step each, summed, from the initial weights; and what each recorded."""
     module = build_module(run)
     stepper = Stepper(module, run, comm, CPU)
-    feed = Feed(run, open_stores(run), comm.rank, comm.world)
+    feed = feed_of(run, comm.rank, comm.world)
     records = []
     for step in steps:
         batch: StepBatch = feed[step]

@@ -54,7 +54,8 @@ def test_a_step_as_published_runs_on_one_process(name: str, wide_store: str):
     stepper = Stepper(module, run, Comm(), torch.device("cpu"))
     logged: dict[str, float] = {}
     quiet = dict.fromkeys(("checkpoint", "validate", "progress"), lambda step: None)
-    hooks = Hooks(log=lambda step, metrics: logged.update(metrics), should_stop=lambda: False, **quiet)
+    calls = {"should_stop": lambda: False, "nonfinite": lambda step, values, skipped: pytest.fail(f"{values}")}
+    hooks = Hooks(log=lambda step, metrics: logged.update(metrics), **calls, **quiet)
     with contextlib.closing(Prefetcher(feed, start=step, stop=step + 1, depth=1)) as batches:
         run_steps(stepper, build_optimizer(module, run), batches, replace(run, steps=step + 1), Comm(), hooks, step)
     losses = {name: value for name, value in logged.items() if name.startswith("train/loss/")}
