@@ -267,8 +267,8 @@ class SyntheticSource:
         What was said in a scene is quoted.
         """
         right = scene.values[asked]
-        quoted = {other.values[asked]: words[asked] for other, words in heard if asked in words}
-        quoted |= {scene.values[asked]: words[asked] for other, words in heard if other is scene and asked in words}
+        own_last = sorted(heard, key=lambda pair: pair[0] is scene)  # its word wins over another scene's for the same
+        quoted = {other.values[asked]: words[asked] for other, words in own_last if asked in words}
         near = {other.values[asked] for other, _ in heard if other.values[asked] != right}
         values = [int(value) for value in rng.permutation(self.world.sizes[asked]) if value != right]
         values.sort(key=lambda value: value in near)  # stable: those of no scene first, in random order
