@@ -2,7 +2,7 @@
 
 For each seed (another corpus, model and order) and kind of task, the same recipe, steps and batch:
 
-- pre-trained, and its twin from scratch, at the rate that was best for it on the val split of seed 0;
+- pre-trained, and its twin from scratch, whose rate was not searched for: see `learning_plan.KINDS`;
 - frames only, subtitles only: the pre-trained model with the other modality hidden in fine-tuning and evaluation;
 - chance: answers drawn without looking, exact; for captions, the caption of another clip.
 

@@ -142,6 +142,8 @@ def test_a_model_that_has_learned_finds_moments(store, config):
 def test_pretrained_alone_searches_as_its_vsm_packs(config):
     vsm = replace(config, mixture=(Entry(Fom(), "synthetic"), Entry(Vsm(context=2, max_frames=30), "synthetic")))
     assert evaluated_task(vsm, "tvr") == MomentRetrieval(context=2, max_frames=30)
+    flat = replace(config, mixture=(Entry(Vsm(flat=True), "synthetic"),))
+    assert evaluated_task(flat, "tvr") == MomentRetrieval(flat=True)
     with pytest.raises(ValueError, match="fom: nothing in it answers annotations"):
         evaluated_task(replace(config, mixture=(Entry(Fom(), "synthetic"),)), "tvr")
 
