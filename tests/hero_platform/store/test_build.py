@@ -98,13 +98,13 @@ def test_workers_and_digest_do_not_depend_on_each_other(ray_two, synthetic_sourc
 
 def _meeting(source, folder):
     """The same source, whose workers wait for each other: else the first may be done before another starts."""
-    driver = os.getpid()
+    everything = len(source.plan()[0])
 
     class Meeting:  # nested: Ray sends it by value
         words, plan, provenance, annotations = source.words, source.plan, source.provenance, source.annotations
 
         def read(self, ids):
-            if os.getpid() != driver:
+            if len(ids) < everything:  # a shard: the build looks for the width among all videos first
                 (folder / f"worker-{os.getpid()}").touch()
                 give_up = time.monotonic() + 60
                 while len(list(folder.glob("worker-*"))) < 2 and time.monotonic() < give_up:
