@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,21 +14,10 @@ from jobs import checkpoints, train
 
 
 @pytest.fixture
-def folder(tiny_store: str, hero_home: Path) -> Path:
+def folder(short_run: Callable[..., list[str]], hero_home: Path) -> Path:
     """Checkpoints of steps 2, 4 and 6 of a run; validation scored the first two."""
-    words = [
-        "pretrain_synthetic",
-        "--store",
-        f"synthetic={tiny_store}",
-        "--model",
-        "debug",
-        "--batch",
-        "8",
-        "--steps",
-        "6",
-    ]
-    words += ["--checkpoint.every", "2", "--checkpoint.keep-last", "9", "--tracking.kind", "none"]
-    assert train.main([*words, "--evaluation.every", "4", "--evaluation.limit", "8", "--name", "listed"]) == 0
+    kept = ["--steps", "6", "--checkpoint.every", "2", "--checkpoint.keep-last", "9"]
+    assert train.main(short_run("listed", *kept, "--evaluation.every", "4", "--evaluation.limit", "8")) == 0
     return hero_home / "runs" / "listed" / "checkpoints"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,20 +19,9 @@ DIVERGES = ["--optim.lr", "1e18", "--steps", "6", "--checkpoint.every", "3", "--
 
 
 @pytest.fixture
-def words(tiny_store: str) -> list[str]:
+def words(short_run: Callable[..., list[str]]) -> list[str]:
     """Arguments of a run that diverges in its first update."""
-    own = [
-        "pretrain_synthetic",
-        "--store",
-        f"synthetic={tiny_store}",
-        "--model",
-        "debug",
-        "--batch",
-        "16",
-        "--name",
-        "odd",
-    ]
-    return [*own, *DIVERGES, "--tracking.kind", "none", "--evaluation.every", "0"]
+    return short_run("odd", "--batch", "16", *DIVERGES)
 
 
 def _metrics(folder: Path) -> dict[int, dict[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,21 +15,9 @@ from jobs import replay, train
 
 
 @pytest.fixture
-def words(tiny_store: str) -> list[str]:
+def words(short_run: Callable[..., list[str]]) -> list[str]:
     """Arguments of a run of nine steps with checkpoints after 4, 8 and 9."""
-    own = [
-        "pretrain_synthetic",
-        "--store",
-        f"synthetic={tiny_store}",
-        "--model",
-        "debug",
-        "--batch",
-        "8",
-        "--steps",
-        "9",
-    ]
-    kept = ["--checkpoint.every", "4", "--checkpoint.keep-last", "9", "--tracking.kind", "none"]
-    return [*own, *kept, "--evaluation.every", "0", "--name", "again"]
+    return short_run("again", "--steps", "9", "--checkpoint.every", "4", "--checkpoint.keep-last", "9")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,20 +16,9 @@ from jobs import sync, train
 
 
 @pytest.fixture
-def trained(tiny_store: str, hero_home: Path) -> Path:
+def trained(short_run: Callable[..., list[str]], hero_home: Path) -> Path:
     """Folder of a run of four steps that nobody told a server about."""
-    words = [
-        "pretrain_synthetic",
-        "--store",
-        f"synthetic={tiny_store}",
-        "--model",
-        "debug",
-        "--batch",
-        "8",
-        "--steps",
-        "4",
-    ]
-    assert train.main([*words, "--tracking.kind", "none", "--evaluation.every", "0", "--name", "alone"]) == 0
+    assert train.main(short_run("alone", "--steps", "4")) == 0
     return hero_home / "runs" / "alone"
 
 
