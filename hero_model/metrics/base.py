@@ -5,7 +5,7 @@ Legend: N observations (queries, questions), G groups of observations that are n
 
 from __future__ import annotations
 
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -20,6 +20,27 @@ class Metric(Protocol):
 
     def compute(self) -> dict[str, float]:
         """Values by name, over all that was counted."""
+
+
+class WithIntervals(Protocol):
+    """A metric that says how sure its main values are."""
+
+    def compute(self) -> dict[str, float]:
+        """Values by name, groups of examples among them."""
+
+    def names(self) -> list[str]:
+        """Names of the values over all examples."""
+
+    def interval(self, name: str) -> tuple[float, float]:
+        """95% interval of one of these."""
+
+
+def summary(metric: WithIntervals) -> dict[str, Any]:
+    """What reports say of a metric: `{"metrics": name -> value, "intervals": name -> [low, high]}`."""
+    return {
+        "metrics": metric.compute(),
+        "intervals": {name: list(metric.interval(name)) for name in metric.names()},
+    }
 
 
 def bootstrap_interval(

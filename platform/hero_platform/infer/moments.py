@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hero_model.metrics.base import summary
 from hero_model.metrics.retrieval import MAX_ANSWERS, Ranked, RetrievalMetric, Truth
 from hero_model.tasks import MomentRetrieval, VideoRetrieval
 from hero_platform.infer.embed import Embedder
@@ -105,7 +106,7 @@ class MomentEvaluation:
 
     def results(self) -> dict[str, Any]:
         """Recalls in percent, their 95% intervals, and what was counted; `without_nms/` names those before it."""
-        names = self.metric.names()
+        found = summary(self.metric)
         plain = {} if self.plain is None else self.plain.compute()
         return {
             "store": self.corpus.store.digest,
@@ -113,8 +114,8 @@ class MomentEvaluation:
             "videos": len(self.corpus.rows),
             "queries": len(self.corpus.queries),
             "queries_left_out": self.corpus.left_out,
-            "metrics": self.metric.compute() | {f"{WITHOUT}{name}": value for name, value in plain.items()},
-            "intervals": {name: list(self.metric.interval(name)) for name in names},
+            **found,
+            "metrics": found["metrics"] | {f"{WITHOUT}{name}": value for name, value in plain.items()},
         }
 
     def lines(self) -> list[str]:

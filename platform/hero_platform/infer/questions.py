@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hero_model.metrics.answers import answer_metric
+from hero_model.metrics.base import summary
 from hero_model.metrics.means import MeanMetric
 from hero_model.packed.pack import cut
 from hero_model.tasks import VideoQa
@@ -45,16 +46,11 @@ class QuestionEvaluation:
 
     def results(self) -> dict[str, Any]:
         """Accuracy, over all and by question word, and how well moments were found where they are known."""
-        return {
-            **self.split.counts("questions"),
-            "metrics": self.metric.compute(),
-            "intervals": {name: list(self.metric.interval(name)) for name in self.metric.names()},
-        }
+        return {**self.split.counts("questions"), **summary(self.metric)}
 
     def lines(self) -> list[str]:
         """One metric a line."""
-        found = self.results()
-        return mean_lines(found["metrics"], found["intervals"])
+        return mean_lines(**summary(self.metric))
 
     def predictions(self) -> Iterator[dict[str, Any]]:
         """Question, answers and their scores, the chosen one, the right one if known, and the found moment."""

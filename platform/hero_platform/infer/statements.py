@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hero_model.metrics.answers import answer_metric
+from hero_model.metrics.base import summary
 from hero_model.metrics.means import MeanMetric
 from hero_model.tasks import Entailment
 from hero_model.tasks.base import At
@@ -34,16 +35,11 @@ class StatementEvaluation:
 
     def results(self) -> dict[str, Any]:
         """Accuracy."""
-        return {
-            **self.split.counts("statements"),
-            "metrics": self.metric.compute(),
-            "intervals": {name: list(self.metric.interval(name)) for name in self.metric.names()},
-        }
+        return {**self.split.counts("statements"), **summary(self.metric)}
 
     def lines(self) -> list[str]:
         """One metric a line."""
-        found = self.results()
-        return mean_lines(found["metrics"], found["intervals"])
+        return mean_lines(**summary(self.metric))
 
     def predictions(self) -> Iterator[dict[str, Any]]:
         """Statement, its score, what it was taken for (1 true, 0 false), and what it is if known."""

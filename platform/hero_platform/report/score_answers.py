@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hero_model.metrics.answers import answer_metric
+from hero_model.metrics.base import summary
 from hero_platform.corpora.asking import asking_word
 from hero_platform.report.prediction_file import read_objects
 from hero_platform.sources.base import Annotation
@@ -64,8 +65,7 @@ def score_answers(answers: dict[str, Answer], reference: Sequence[Annotation]) -
         "answers": len(known),
         "unanswered": sum(row.id not in answers for row in known),
         "strangers": len(answers.keys() - {row.id for row in reference}),
-        "metrics": metric.compute(),
-        "intervals": {name: list(metric.interval(name)) for name in metric.names()},
+        **summary(metric),
     }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from hero_model.metrics.base import summary
 from hero_model.metrics.retrieval import MAX_ANSWERS, Ranked, RetrievalMetric, Truth
 from hero_platform.report.prediction_file import read_objects
 from hero_platform.sources.base import Annotation
@@ -81,8 +82,7 @@ def score_retrieval(answers: Answers, reference: Sequence[Annotation], rules: Ru
         "queries": len(known),
         "unanswered": len(asked - answered),
         "strangers": len(answered - {query.id for query in reference}),
-        "metrics": metric.compute(),
-        "intervals": {name: list(metric.interval(name)) for name in metric.names()},
+        **summary(metric),
     }
 
 
