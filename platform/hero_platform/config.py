@@ -75,10 +75,13 @@ class ScaleConfig:
     """How the work is split. Nothing here changes a result beyond rounding (D4)."""
 
     num_workers: int = execution(0)  # 0: this process, no Ray cluster
+    min_workers: int = execution(0)  # go on with that many while there are no more; 0: all of them
+    grow_every_s: float = execution(60.0)  # how often a run on fewer workers looks for room for more
     threads_per_worker: int = execution(0)  # 0: the node's cores over its workers
     micro_batch: int = execution(0)  # videos run at once (D4); 0: this rank's whole share of a pool
     gpus_per_worker: float = execution(0.0)
     max_failures: int = execution(3)  # worker-group restarts before the run fails
+    hang_timeout_s: float = execution(1800.0)  # a rank silent for longer, more than any step, ends; 0: never
     deterministic: bool = execution(True)
     compile: bool = execution(False)  # torch.compile of the row-by-row blocks
     activation_checkpointing: bool = execution(False)
@@ -175,6 +178,8 @@ LEAST = {
             "evaluation.limit",
             "schedule.warmup",
             "scale.num_workers",
+            "scale.hang_timeout_s",
+            "scale.grow_every_s",
         ),
         *("scale.threads_per_worker", "scale.gpus_per_worker", "scale.prefetch"),
     ),
@@ -210,6 +215,11 @@ def check(config: RunConfig) -> None:
         raise ValueError(
             f"{config.scale.num_workers} workers cannot share pool {config.pool}: it holds {groups} groups of "
             f"nce_pool {config.nce_pool}; use at most {groups} workers, or a larger --batch or smaller --nce-pool"
+        )
+    if not 0 <= config.scale.min_workers <= config.scale.num_workers:
+        raise ValueError(
+            f"scale.min_workers {config.scale.min_workers} must lie between 0 and scale.num_workers "
+            f"{config.scale.num_workers}"
         )
     if config.schedule.warmup > config.schedule.total:
         raise ValueError(f"schedule.warmup {config.schedule.warmup} is longer than schedule.total")

@@ -13,11 +13,12 @@ OBJECT_STORE_BYTES = 200_000_000  # weights and features never pass through it
 
 
 @contextlib.contextmanager
-def cluster(num_workers: int, *, cpus_each: int = 1, crowded: bool = False) -> Iterator[None]:
+def cluster(num_workers: int, *, fewest: int = 0, cpus_each: int = 1, crowded: bool = False) -> Iterator[None]:
     """Use the running cluster, or start a local one that leaves nothing behind.
 
     Args:
         num_workers: processes that are to run at once.
+        fewest: how many of them a running cluster must have room for; 0: all.
         cpus_each: CPUs that each of them takes.
         crowded: whether a local cluster may have more workers than this machine has cores.
 
@@ -27,14 +28,16 @@ def cluster(num_workers: int, *, cpus_each: int = 1, crowded: bool = False) -> I
     import ray
 
     needed = num_workers * cpus_each
+    least = (fewest or num_workers) * cpus_each
     each = f" of {cpus_each} threads" if cpus_each > 1 else ""
     wanted = f"{num_workers} workers{each} need {needed} CPUs"
     if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
         if not ray.is_initialized():
             ray.init(log_to_driver=False)
         available = ray.cluster_resources().get("CPU", 0)
-        if available < needed:
-            raise ValueError(f"{wanted}; the Ray cluster has {available:g}")
+        if available < least:
+            more = f" ({least} at least)" if least < needed else ""
+            raise ValueError(f"{wanted}{more}; the Ray cluster has {available:g}")
         yield
         return
     cores = len(os.sched_getaffinity(0))

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from hero_model.tasks import Captioning
 from hero_model.text import Tokenizer
+from hero_platform.heartbeat import beat
 from hero_platform.infer.caption_score import CaptionScores, mean_intervals, score_captions
 from hero_platform.infer.evaluation import Model, Settings, Submission, json_lines
 from hero_platform.report.plots import CaptionCase, captions_figure
@@ -186,6 +187,7 @@ def describe_clips(
     written: dict[str, str] = {}
     steps = range(0, len(needed), block)
     for start in tqdm(steps, desc="writing", unit="block", disable=None if model.show else True):
+        beat(f"evaluation, video {start}")
         rows = needed[start : start + block]
         here = np.flatnonzero(np.isin(videos, rows))
         place = np.argsort(rows)[np.searchsorted(np.sort(rows), videos[here])]

@@ -21,6 +21,7 @@ from hero_model.nn.generate import Search
 from hero_model.packed.batch import Examples
 from hero_platform import config_io, files
 from hero_platform.config import RunConfig
+from hero_platform.heartbeat import beat
 from hero_platform.infer.on_ray import Workers
 from hero_platform.infer.retrieve import Decoding
 from hero_platform.store.reader import FeatureStore
@@ -173,6 +174,7 @@ class Split:
         order = np.argsort(self.store.index.num_frames[self.videos_N], kind="stable")
         steps = range(0, len(order), size)
         for start in tqdm(steps, desc="answering", unit="block", disable=None if show else True):
+            beat(f"evaluation, example {start}")
             places = order[start : start + size]
             rows = self.rows[places]
             yield places, Examples(self.store.rows(self.table.video_rows[rows]), self.table.notes(rows))

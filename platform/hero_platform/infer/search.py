@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from hero_model.packed.batch import Notes
+from hero_platform.heartbeat import beat
 from hero_platform.infer.embed import UNIT_QUERIES, UNIT_VIDEOS, Embedder, Timing, Videos, VideoStates, share, units
 from hero_platform.infer.retrieve import Answers, Best, Blocks, Decoding, Lists, Share, VideoAnswers, ranked
 
@@ -180,6 +181,7 @@ class Here:
         """Do one phase."""
         with progress(phase, self._request, show=self._show) as bar:
             for done in getattr(self._part, phase)(*given):
+                beat(f"evaluation, {phase}")
                 bar.update(done)
 
     def each(self, name: str) -> Iterator[Any]:

@@ -16,6 +16,7 @@ from hero_model.multitask import MultiTaskHero
 from hero_model.tasks.base import At, Task
 from hero_platform.config import RunConfig
 from hero_platform.feed.loader import ExampleReader
+from hero_platform.heartbeat import beat
 from hero_platform.store.reader import FeatureStore
 from hero_platform.train.comm import Comm
 from hero_platform.train.step import gather_pool
@@ -69,6 +70,7 @@ class Validator:
         for number, start in enumerate(range(0, total, size)):
             if number % self._comm.world != self._comm.rank:
                 continue
+            beat(f"validation of {key}, example {start}")
             places = np.arange(start, min(start + size, total))
             batch: Any = task.prepare(
                 reader.read(places, places // self._config.nce_pool), at, self._config.text, training=False

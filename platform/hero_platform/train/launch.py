@@ -20,6 +20,7 @@ from hero_platform.tracking.system import provenance
 from hero_platform.train import snapshot
 from hero_platform.train.failure import TrainingFailed, last_line
 from hero_platform.train.lease import LeaseLost, only_one
+from hero_platform.train.loop import Signal
 from hero_platform.train.on_ray import run_on_ray
 from hero_platform.train.records import close, is_settled, keep_results, make_tracker, run_info
 from hero_platform.train.resolve import check_same_run
@@ -127,7 +128,7 @@ def _here(config: RunConfig, folder: str, start: int, stop: threading.Event) -> 
                         tracker=tracker,
                         provenance=provenance(),
                         progress=progress.update,
-                        should_stop=stop.is_set,
+                        signal=lambda: Signal.STOP if stop.is_set() else Signal.GO_ON,
                     ),
                 )
             status = "KILLED" if outcome["stopped"] else "FINISHED"

@@ -6,12 +6,14 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, Protocol
 
 import torch
 
 from hero_platform.config import RunConfig
 from hero_platform.feed.loader import Prefetcher, StepBatch
+from hero_platform.heartbeat import beat
 from hero_platform.telemetry import peak_flops, row_flops
 from hero_platform.train.comm import Comm
 from hero_platform.train.optim import clip_gradients, learning_rate, set_learning_rate
@@ -27,6 +29,14 @@ class Log(Protocol):
         """Record `metrics` of finished update `step`."""
 
 
+class Signal(IntEnum):
+    """What is asked of the loop after a step; the stronger wish wins."""
+
+    GO_ON = 0
+    COMMIT = 1  # this machine may go soon: keep what is done
+    STOP = 2  # commit and end
+
+
 @dataclass(frozen=True)
 class Hooks:
     """What happens around the steps; `step` counts finished updates."""
@@ -35,7 +45,7 @@ class Hooks:
     checkpoint: Callable[[int], None]  # commit the state after `step`
     validate: Callable[[int], None]
     progress: Callable[[int], None]
-    should_stop: Callable[[], bool]  # asked after each step, the same answer on every rank
+    signal: Callable[[], Signal]  # asked after each step, the same answer on every rank
     nonfinite: Callable[[int, Mapping[str, float], bool], None]  # (step, what is not finite, whether it was skipped)
 
 
@@ -80,18 +90,20 @@ def run_steps(
         step += 1
         _count(rates, batch)
         pending.append((record, _fingerprint(batch), rate))
-        stopping = hooks.should_stop()
-        ends = stopping or step == config.steps
-        commits = ends or (config.checkpoint.every > 0 and step % config.checkpoint.every == 0)
+        signal = hooks.signal()
+        ends = signal is Signal.STOP or step == config.steps
+        due = config.checkpoint.every > 0 and step % config.checkpoint.every == 0
+        commits = ends or due or signal is Signal.COMMIT
         if commits or len(pending) >= config.tracking.log_every:
             _flush(pending, rates, config, comm, hooks)
+        beat(f"step {step}")
         hooks.progress(step)
         if config.evaluation.every and (step % config.evaluation.every == 0 or step == config.steps):
             hooks.validate(step)
             rates.began = time.perf_counter()
         if commits:
             hooks.checkpoint(step)
-        if stopping:
+        if ends:
             break
     return step
 

@@ -35,6 +35,7 @@ from hero_platform.train.failure import (
     signature,
 )
 from hero_platform.train.lease import LeaseLost, only_one
+from hero_platform.train.loop import Signal
 from hero_platform.train.records import close, make_tracker
 from hero_platform.train.worker import Surroundings, train
 
@@ -43,8 +44,12 @@ MESSAGES_FILE = "workers.log"  # warnings of the workers and of their restarts, 
 STOP_FILE = "stop"  # the driver writes it, rank 0 looks for it
 HEALTH_CHECK_S = "0.5"  # how soon Ray Train notices a dead worker
 GROUP_START_TIMEOUT_S = "120"
+ELASTIC_START_TIMEOUT_S = "20"  # Ray's view of a lost node can be stale: it asks for all, then for those that are left
+PREEMPTION_LOOK_S = 1.0
 LOOK_EVERY_S = 0.2  # at the workers' files in a local folder
 REMOTE_LOOK_EVERY_S = 5.0
+
+logger = logging.getLogger(__name__)
 
 
 def run_on_ray(
@@ -57,10 +62,13 @@ def run_on_ray(
         TrainingFailed: the workers failed more often than `scale.max_failures` allows.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", HEALTH_CHECK_S)
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", GROUP_START_TIMEOUT_S)
+    start_timeout_s = ELASTIC_START_TIMEOUT_S if config.scale.min_workers else GROUP_START_TIMEOUT_S
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", start_timeout_s)
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", str(PREEMPTION_LOOK_S))
     for name in (PROGRESS_FILE, STOP_FILE):  # of an earlier start
         files.remove(files.join(folder, name))
-    with cluster(config.scale.num_workers, crowded=True), scratch("hero-train-") as storage:
+    fewest = config.scale.min_workers or config.scale.num_workers
+    with cluster(config.scale.num_workers, fewest=fewest, crowded=True), scratch("hero-train-") as storage:
         trainer = _trainer(config, folder, storage, provenance)
         outcome: list[BaseException | None] = []
 
@@ -109,7 +117,8 @@ def _trainer(config: RunConfig, folder: str, storage: str, provenance: Mapping[s
         ray_worker,
         train_loop_config={"config": config_io.to_json(config), "folder": folder, "provenance": dict(provenance)},
         scaling_config=ScalingConfig(
-            num_workers=scale.num_workers,
+            num_workers=(scale.min_workers, scale.num_workers) if scale.min_workers else scale.num_workers,
+            elastic_resize_monitor_interval_s=scale.grow_every_s,
             use_gpu=scale.gpus_per_worker > 0,
             resources_per_worker={"CPU": 1, **({"GPU": scale.gpus_per_worker} if scale.gpus_per_worker else {})},
         ),
@@ -156,7 +165,7 @@ def ray_worker(payload: Mapping[str, Any]) -> None:
                     tracker=tracker or NullTracker(),
                     provenance=payload["provenance"],
                     progress=progress,
-                    should_stop=_should_stop(config, folder, comm, device),
+                    signal=_signal(config, folder, comm, device),
                 ),
             )
             status = "KILLED" if outcome["stopped"] else "FINISHED"
@@ -182,23 +191,48 @@ def _progress(config: RunConfig, folder: str) -> Callable[[int, Mapping[str, flo
     return write
 
 
-def _should_stop(config: RunConfig, folder: str, comm: Comm, device: torch.device) -> Callable[[], bool]:
-    """The driver's request to stop, seen by rank 0 and agreed on by all: each asks after the same steps."""
+def _signal(config: RunConfig, folder: str, comm: Comm, device: torch.device) -> Callable[[], Signal]:
+    """The driver's request to stop, and Ray's notice that a node of a worker will be taken away.
+
+    Rank 0 looks at the clock and the folder, all agree on what it saw: each asks after the same steps.
+    """
     path = files.join(folder, STOP_FILE)
     every = 1 if device.type == "cpu" else config.tracking.log_every  # elsewhere the answer waits for the device
     pause = REMOTE_LOOK_EVERY_S if files.is_remote(folder) else 0.0
-    asked, looked = 0, -pause
+    asked, looked, watched = 0, -pause, time.monotonic()
+    going: set[str] = set()
 
-    def ask() -> bool:
-        nonlocal asked, looked
+    def ask() -> Signal:
+        nonlocal asked, looked, watched
         asked += 1
         if asked % every:
-            return False
-        seen = False
-        if comm.rank == 0 and time.monotonic() - looked >= pause:
-            looked = time.monotonic()
-            seen = files.exists(path)
-        return bool(comm.sum(torch.tensor([float(seen)], device=device)) > 0)
+            return Signal.GO_ON
+        stop = look = False
+        if comm.rank == 0:
+            now = time.monotonic()
+            if now - looked >= pause:
+                looked, stop = now, files.exists(path)
+            if now - watched >= PREEMPTION_LOOK_S:
+                watched, look = now, True
+        agreed = comm.sum(torch.tensor([float(stop), float(look)], device=device)).tolist()
+        if agreed[0]:
+            return Signal.STOP
+        return noticed() if agreed[1] else Signal.GO_ON
+
+    def noticed() -> Signal:
+        """Commit once for each node that is about to go; end there where the run cannot go on without it."""
+        import ray.train
+
+        notice = ray.train.get_preemption_info()  # all ranks get rank 0's answer
+        nodes = set(notice.preempted_node_ids) - going if notice else set()
+        if not nodes:
+            return Signal.GO_ON
+        going.update(nodes)
+        elastic = bool(config.scale.min_workers)
+        if comm.rank == 0:
+            what = "the others go on" if elastic else "the run ends here and can go on elsewhere"
+            logger.warning("%s: Ray takes node %s away: committing, %s", config.name, ", ".join(sorted(nodes)), what)
+        return Signal.COMMIT if elastic else Signal.STOP
 
     return ask
 

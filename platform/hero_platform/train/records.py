@@ -75,6 +75,14 @@ def starts_of(folder: str) -> list[Start]:
     return found
 
 
+def same_since(folder: str, step: int, world: int, threads: int) -> bool:
+    """Whether all starts that may have recorded what comes after `step` had as many ranks and threads.
+
+    The one that made the checkpoint of `step` is not asked: the checkpoint says it.
+    """
+    return all((each.world, each.threads) == (world, threads) for each in starts_of(folder) if each.step >= step)
+
+
 def run_folder(name: str) -> str:
     """Folder of a run that has begun.
 

@@ -27,7 +27,7 @@ from hero_platform.tracking.journal import FILE, read
 from hero_platform.train import determinism, snapshot
 from hero_platform.train.comm import Comm
 from hero_platform.train.failure import TrainingFailed
-from hero_platform.train.loop import Hooks, run_steps
+from hero_platform.train.loop import Hooks, Signal, run_steps
 from hero_platform.train.records import Start, run_folder, starts_of
 from hero_platform.train.step import Stepper
 from hero_platform.train.worker import build_state
@@ -135,7 +135,7 @@ def run_rank(made: Plan, config: RunConfig, comm: Comm) -> dict[str, float]:
         checkpoint=lambda step: None,
         validate=lambda step: None,
         progress=lambda step: None,
-        should_stop=lambda: False,
+        signal=lambda: Signal.GO_ON,
         nonfinite=lambda step, values, skipped: None,
     )
     batches = Prefetcher(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,6 +19,7 @@ from hero_model.official import official_name
 from hero_platform import config_io, files
 from hero_platform.config import RunConfig
 from hero_platform.feed.loader import Feed, Prefetcher, open_stores
+from hero_platform.heartbeat import watched
 from hero_platform.infer.headline import Headline
 from hero_platform.store.reader import FeatureStore
 from hero_platform.tracking.base import NullTracker, Tracker
@@ -26,8 +29,8 @@ from hero_platform.train.comm import Comm
 from hero_platform.train.evaluate import Validator
 from hero_platform.train.failure import NonFiniteError
 from hero_platform.train.lease import Lease
-from hero_platform.train.loop import Hooks, run_steps
-from hero_platform.train.records import Start, keep_results, note_start, run_info
+from hero_platform.train.loop import Hooks, Signal, run_steps
+from hero_platform.train.records import Start, keep_results, note_start, run_info, same_since
 from hero_platform.train.resolve import load_weights
 from hero_platform.train.step import DTYPES, Stepper
 from hero_platform.train.summary import unique_tasks
@@ -50,7 +53,7 @@ class Surroundings:
     tracker: Tracker = field(default_factory=NullTracker)  # only rank 0 has a real one; it is started here
     provenance: Mapping[str, Any] = field(default_factory=dict)  # of the driver
     progress: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
-    should_stop: Callable[[], bool] = lambda: False
+    signal: Callable[[], Signal] = lambda: Signal.GO_ON
 
 
 def build_module(config: RunConfig, *, initial: bool = True) -> MultiTaskHero:
@@ -89,6 +92,11 @@ def train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
     Returns:
         `{"step", "stopped", "resumed_from"}`.
     """
+    with watched(config.scale.hang_timeout_s, _stack_file(around), who=f"{config.name}, rank {around.comm.rank},"):
+        return _train(config, around)
+
+
+def _train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
     threads = determinism.threads_for(config.scale.threads_per_worker, around.workers_on_node)
     determinism.setup(threads=threads, deterministic=config.scale.deterministic)
     stores = open_stores(config)
@@ -98,7 +106,7 @@ def train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
     headline = Headline.of(config, stores, around.device)
     writer = None
     if around.comm.rank == 0:
-        same_split = split in (None, here)
+        same_split = split in (None, here) and same_since(around.folder, start, around.comm.world, threads)
         info = run_info(config, resume_step=start, same_split=same_split, provenance=around.provenance)
         around.tracker.start(info if around.lease is None else replace(info, guard=around.lease.check))
         now = Start(start, time.time_ns() // 1_000_000, around.comm.world, threads, str(around.device), config)
@@ -152,6 +160,12 @@ def restore(
     return found.step, found.state["split"]
 
 
+def _stack_file(around: Surroundings) -> str:
+    """Where the stacks of a rank that hangs are written: beside the run where that is a local folder."""
+    place = tempfile.gettempdir() if files.is_remote(around.folder) else around.folder
+    return files.join(place, f"hung-rank{around.comm.rank}-{os.getpid()}.txt")
+
+
 def _before_publish(around: Surroundings) -> None:
     """What a checkpoint stands on: the run is still this process's, and the record of its steps is durable."""
     if around.lease is not None:
@@ -199,7 +213,7 @@ class _State:
             checkpoint=self._checkpoint,
             validate=self._validate,
             progress=lambda step: self._around.progress(step, self._last),
-            should_stop=self._around.should_stop,
+            signal=self._around.signal,
             nonfinite=self._nonfinite,
         )
 

@@ -12,7 +12,7 @@ import torch
 from hero_platform.config import ScaleConfig, StoreRef
 from hero_platform.feed.loader import Feed, Prefetcher, open_stores
 from hero_platform.train.comm import Comm
-from hero_platform.train.loop import Hooks, run_steps
+from hero_platform.train.loop import Hooks, Signal, run_steps
 from hero_platform.train.resolve import resolve, with_model
 from hero_platform.train.step import Stepper
 from hero_platform.train.worker import build_module, build_optimizer
@@ -54,7 +54,7 @@ def test_a_step_as_published_runs_on_one_process(name: str, wide_store: str):
     stepper = Stepper(module, run, Comm(), torch.device("cpu"))
     logged: dict[str, float] = {}
     quiet = dict.fromkeys(("checkpoint", "validate", "progress"), lambda step: None)
-    calls = {"should_stop": lambda: False, "nonfinite": lambda step, values, skipped: pytest.fail(f"{values}")}
+    calls = {"signal": lambda: Signal.GO_ON, "nonfinite": lambda step, values, skipped: pytest.fail(f"{values}")}
     hooks = Hooks(log=lambda step, metrics: logged.update(metrics), **calls, **quiet)
     with contextlib.closing(Prefetcher(feed, start=step, stop=step + 1, depth=1)) as batches:
         run_steps(stepper, build_optimizer(module, run), batches, replace(run, steps=step + 1), Comm(), hooks, step)
