@@ -54,11 +54,11 @@ class SyntheticSource:
     num_scenes: tuple[int, int] = (4, 6)  # least and most scenes of a video
     scene_frames: tuple[int, int] = (3, 7)  # least and most frames of a scene
     noise: float = 1.0  # length of a frame's noise; a clearly shown attribute has length 1
-    faint: float = 0.15  # length of object and mood in a frame
+    faint: float = 0.15  # length of act, object and mood in a frame
     progress: float = 0.7  # length of the direction along which every scene unfolds from its first to its last frame
     values: int = 8  # most values an attribute takes
-    spoken: int = 3  # attributes the subtitles of a scene name, of five: always the object, and others
-    synonyms: int = 3  # words a value may be called by, 1 to 3
+    spoken: int = 3  # attributes the subtitles of a scene name, of five: always act and object, and others
+    synonyms: int = 3  # words a value may be called by, 1 to 3; acts and objects have one
     vocab_size: int = 256  # all tokens: special, meaningful, and meaningless fillers for the rest
     shuffle_subtitles: bool = False  # control: every subtitle's text comes from another video of its split
     hide: Hidden = ""  # the same corpus seen through one modality: frames are zero, or subtitles have no words
@@ -79,8 +79,10 @@ class SyntheticSource:
                 f"synthetic corpus: values is {self.values}; give {world.NUM_ANSWERS} (answers to a question) "
                 f"to {world.MOST_VALUES}"
             )
-        if not 1 <= self.spoken <= len(world.ATTRIBUTES):
-            raise ValueError(f"synthetic corpus: spoken is {self.spoken}; give 1 to {len(world.ATTRIBUTES)}")
+        if not len(world.HEARD) <= self.spoken <= len(world.ATTRIBUTES):
+            raise ValueError(
+                f"synthetic corpus: spoken is {self.spoken}; give {len(world.HEARD)} to {len(world.ATTRIBUTES)}"
+            )
         if not 1 <= self.synonyms <= 3:
             raise ValueError(f"synthetic corpus: synonyms is {self.synonyms}; the world has 1 to 3 words per value")
         smallest = NUM_SPECIAL + len(world.base_vocabulary())
@@ -121,7 +123,7 @@ class SyntheticSource:
 
     def provenance(self) -> dict[str, Any]:
         """Give all settings and the generator's version."""
-        return {"source": "synthetic", "generator": 2, **asdict(self)}
+        return {"source": "synthetic", "generator": 3, **asdict(self)}
 
     def annotations(self) -> Iterator[Annotation | Reject]:
         """Generate moments, questions, statements and captions of every annotated video, video after video."""
@@ -231,45 +233,35 @@ class SyntheticSource:
             )
 
         for rank, scene in enumerate(self._pick(rng, scenes, self.moments_per_video)):
-            yield note("moments", rank, scene, self.world.describe(rng, world.QUERIES, scene.values))
-        heard = self._heard(split, number, scenes)
+            yield note("moments", rank, scene, self.world.describe(rng, world.QUERIES, scene))
         for rank, scene in enumerate(self._pick(rng, scenes, self.questions_per_video)):
-            asked = str(rng.choice(list(world.QUESTIONS)))
-            text = self.world.describe(rng, (world.QUESTIONS[asked],), scene.values)
-            answers, label = self._answers(rng, asked, scene, heard)
+            asked = str(rng.choice(world.ASKED))
+            text = self.world.describe(rng, (world.QUESTIONS[asked],), scene)
+            answers, label = self._answers(rng, asked, scene, scenes)
             tokens = tokenizer.encode(answers, "query")
             yield note("questions", rank, scene, text, answers=answers, answers_tokens=tokens, label=label)
         for rank, scene in enumerate(self._pick(rng, scenes, self.statement_pairs_per_video)):
-            for half, (text, label) in enumerate(self._opposites(rng, scene, heard)):
+            for half, (text, label) in enumerate(self._opposites(rng, scene, scenes)):
                 yield note("statements", f"{rank}-{half}", scene, text, label=label)
         for rank, scene in enumerate(self._pick(rng, scenes, self.captions_per_video)):
-            yield note("captions", rank, scene, self.world.describe(rng, world.CAPTIONS, scene.values))
+            yield note("captions", rank, scene, self.world.describe(rng, world.CAPTIONS, scene))
 
     def _pick(self, rng: np.random.Generator, scenes: list[Scene], count: int) -> list[Scene]:
         """`count` scenes, or as many as there are, each unlike all others of the video, so that a text is about one."""
         alone = [scene for scene in scenes if sum(other.values == scene.values for other in scenes) == 1]
         return [alone[i] for i in sorted(rng.permutation(len(alone))[:count])]
 
-    def _heard(self, split: str, number: int, scenes: list[Scene]) -> list[tuple[Scene, dict[str, str]]]:
-        """Each scene with the words its subtitles use, by attribute; the last one where they use several."""
-        meaning = {word: name for name, values in world.WORDS.items() for words in values for word in words}
-        heard: list[tuple[Scene, dict[str, str]]] = [(scene, {}) for scene in scenes]
-        for item in self.utterances(split, number):
-            words = next(words for scene, words in heard if scene.start <= item.start < scene.stop)
-            words.update({meaning[word]: word for word in item.words if word in meaning})
-        return heard
-
     def _answers(
-        self, rng: np.random.Generator, asked: str, scene: Scene, heard: list[tuple[Scene, dict[str, str]]]
+        self, rng: np.random.Generator, asked: str, scene: Scene, scenes: list[Scene]
     ) -> tuple[tuple[str, ...], int]:
         """Five words for `asked`, one right; one of the wrong ones is right for another scene, where there is one.
 
         What was said in a scene is quoted.
         """
         right = scene.values[asked]
-        own_last = sorted(heard, key=lambda pair: pair[0] is scene)  # its word wins over another scene's for the same
-        quoted = {other.values[asked]: words[asked] for other, words in own_last if asked in words}
-        near = {other.values[asked] for other, _ in heard if other.values[asked] != right}
+        said = [*scenes, scene]  # its own word wins over another scene's for the same
+        quoted = {other.values[asked]: other.spoken[asked] for other in said if asked in other.spoken}
+        near = {other.values[asked] for other in scenes if other.values[asked] != right}
         values = [int(value) for value in rng.permutation(self.world.sizes[asked]) if value != right]
         values.sort(key=lambda value: value in near)  # stable: those of no scene first, in random order
         wrong = [*values[: world.NUM_ANSWERS - 2], values[-1]]
@@ -278,18 +270,15 @@ class SyntheticSource:
         words = [quoted.get(value) or self.world.say(rng, asked, value) for value in options]
         return tuple(words[i] for i in order), int(np.argmin(order))
 
-    def _opposites(
-        self, rng: np.random.Generator, scene: Scene, heard: list[tuple[Scene, dict[str, str]]]
-    ) -> list[tuple[str, int]]:
+    def _opposites(self, rng: np.random.Generator, scene: Scene, scenes: list[Scene]) -> list[tuple[str, int]]:
         """A true statement and its opposite, in any order; one word of that names what is in no scene of the video.
 
         None if the video has everything, which takes more scenes than an attribute has values.
         """
         template = world.STATEMENTS[int(rng.integers(len(world.STATEMENTS)))]
-        said = next(words for other, words in heard if other is scene)
-        words = {name: said.get(name) or self.world.say(rng, name, scene.values[name]) for name in world.STATED}
+        words = {name: self.world.say(rng, name, scene.values[name]) for name in world.STATED} | scene.spoken
         changed = str(rng.choice(world.WRONG))
-        told = {other.values[changed] for other, _ in heard}
+        told = {other.values[changed] for other in scenes}
         absent = [value for value in range(self.world.sizes[changed]) if value not in told]
         if not absent:
             return []

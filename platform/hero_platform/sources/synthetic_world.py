@@ -72,7 +72,8 @@ WORDS: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
 }
 ATTRIBUTES = tuple(WORDS)
-SHOWN = ("who", "act", "place")  # clear in the frames; the others are faint
+SHOWN = ("who", "place")  # clear in the frames; the others are faint
+HEARD = ("act", "object")  # named in the subtitles of every scene
 MOST_VALUES = max(len(values) for values in WORDS.values())
 
 GRAMMAR = tuple("a the at and it is so that with who what where how feels look oh".split())
@@ -92,6 +93,7 @@ WRONG = ("who", "object", "object")
 STATEMENTS = ("it is the {who} with the {object}", "a {object} and a {who}", "the {object} that is with the {who}")
 OPENINGS = ("", "oh", "look", "look at the", "it is so")
 NUM_ANSWERS = 5
+ASKED = ("who", "object", "object", "place")  # what a question asks for, by how often
 QUESTIONS = {
     "who": "who {act} the {object}",
     "object": "what {act} the {who}",
@@ -106,7 +108,7 @@ class Scene:
     start: int  # first frame
     stop: int  # one past the last frame
     values: dict[str, int]  # attribute -> value
-    spoken: tuple[str, ...]  # attributes its subtitles name
+    spoken: dict[str, str]  # attributes its subtitles name -> the word for it in all of them
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class World:
     num_scenes: tuple[int, int]
     scene_frames: tuple[int, int]  # frames of each scene
     values: int  # most values of an attribute
-    synonyms: int  # words of a value, 1 to 3
+    synonyms: int  # words of a value that can be seen, 1 to 3
     spoken: int  # attributes named in a scene's subtitles, 1 to 5
 
     @property
@@ -138,15 +140,15 @@ class World:
         sizes = self.sizes
         cast = rng.choice(sizes["who"], 2, replace=False)
         values = {attribute: int(rng.integers(size)) for attribute, size in sizes.items()} | {"who": int(cast[0])}
-        others = [attribute for attribute in ATTRIBUTES if attribute != "object"]
+        others = [attribute for attribute in ATTRIBUTES if attribute not in HEARD]
         scenes: list[Scene] = []
         start = 0
         for number in range(int(rng.integers(self.num_scenes[0], self.num_scenes[1] + 1))):
             if number:
                 values = self.follow(rng, values, (int(cast[0]), int(cast[1])))
             stop = start + int(rng.integers(self.scene_frames[0], self.scene_frames[1] + 1))
-            also = rng.choice(others, self.spoken - 1, replace=False)
-            scenes.append(Scene(start, stop, values, ("object", *(str(attribute) for attribute in also))))
+            named = (*HEARD, *(str(name) for name in rng.choice(others, self.spoken - len(HEARD), replace=False)))
+            scenes.append(Scene(start, stop, values, {name: self.say(rng, name, values[name]) for name in named}))
             start = stop
         return scenes
 
@@ -183,7 +185,7 @@ class World:
             while start < scene.stop:
                 stop = min(start + int(rng.integers(1, 4)), scene.stop)
                 words = OPENINGS[int(rng.integers(len(OPENINGS)))].split()
-                words += [self.say(rng, str(name), scene.values[str(name)]) for name in rng.permutation(scene.spoken)]
+                words += [str(word) for word in rng.permutation(list(scene.spoken.values()))]
                 if fillers and rng.random() < 0.5:
                     words.insert(int(rng.integers(len(words) + 1)), fillers[int(rng.integers(len(fillers)))])
                 said.append(Utterance(start, stop, tuple(words)))
@@ -191,12 +193,12 @@ class World:
         return said
 
     def say(self, rng: np.random.Generator, attribute: str, value: int) -> str:
-        """Name an attribute's value with one of its words."""
-        return WORDS[attribute][value][int(rng.integers(self.synonyms))]
+        """Name an attribute's value with one of its words; what is only heard has one name."""
+        return WORDS[attribute][value][int(rng.integers(1 if attribute in HEARD else self.synonyms))]
 
-    def describe(self, rng: np.random.Generator, templates: tuple[str, ...], values: dict[str, int]) -> str:
-        """Fill the attribute names of one of `templates` with words."""
-        words = {attribute: self.say(rng, attribute, value) for attribute, value in values.items()}
+    def describe(self, rng: np.random.Generator, templates: tuple[str, ...], scene: Scene) -> str:
+        """Fill the attribute names of one of `templates` with words: what was said is quoted."""
+        words = {name: self.say(rng, name, value) for name, value in scene.values.items()} | scene.spoken
         return templates[int(rng.integers(len(templates)))].format(**words)
 
 
