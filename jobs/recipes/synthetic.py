@@ -58,7 +58,7 @@ def finetune_synthetic_qa() -> RunConfig:
 
 def finetune_synthetic_entailment() -> RunConfig:
     """Statements in opposite pairs."""
-    return _finetune("finetune_synthetic_entailment", Entailment(context=0), steps=600, lr=2e-3, batch=16)
+    return _finetune("finetune_synthetic_entailment", Entailment(context=0), steps=1_000, lr=2e-3, batch=16)
 
 
 def finetune_synthetic_captions() -> RunConfig:

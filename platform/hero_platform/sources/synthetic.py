@@ -61,7 +61,7 @@ class SyntheticSource:
     synonyms: int = 3  # words a value may be called by, 1 to 3; acts and objects have one
     vocab_size: int = 256  # all tokens: special, meaningful, and meaningless fillers for the rest
     shuffle_subtitles: bool = False  # control: every subtitle's text comes from another video of its split
-    hide: Hidden = ""  # the same corpus seen through one modality: frames are zero, or subtitles have no words
+    hide: Hidden = ""  # the same corpus seen through one modality: frames are noise, or subtitles have no words
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -174,8 +174,6 @@ class SyntheticSource:
         words = self._shuffled(split, number, said) if self.shuffle_subtitles else [item.words for item in said]
         texts = ["" if self.hide == "subtitles" else " ".join(spoken) for spoken in words]
         frames = self._frames(split, number, projection)
-        if self.hide == "frames":
-            frames = np.zeros_like(frames)
         margin = MARGIN * self.interval_s
         return RawVideo(
             id=video,
@@ -192,11 +190,11 @@ class SyntheticSource:
         )
 
     def _frames(self, split: str, number: int, projection: dict[str, np.ndarray]) -> np.ndarray:
-        """[F, V] float32: the sum of the scene's directions, how far the scene is, and noise."""
+        """[F, V] float32: the sum of the scene's directions, how far the scene is, and noise; only noise if hidden."""
         scenes = self.scenes(split, number)
         noise = self._rng(_Use.FRAMES, split, number).standard_normal((scenes[-1].stop, self.frame_dim))
         frames = noise * (self.noise * self.frame_dim**-0.5)
-        for scene in scenes:
+        for scene in scenes if self.hide != "frames" else ():
             done = np.linspace(-1.0, 1.0, scene.stop - scene.start)[:, None]
             frames[scene.start : scene.stop] += self.progress * done * projection["progress"]
             for attribute, value in scene.values.items():
