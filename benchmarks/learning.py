@@ -6,7 +6,7 @@ For each seed (another corpus, model and order) and kind of task, the same recip
 - frames only, subtitles only: the pre-trained model with the other modality hidden in fine-tuning and evaluation;
 - chance: answers drawn without looking, exact; for captions, the caption of another clip.
 
-And two questions of the paper's, for moment retrieval and captions: pre-training tasks added one by one at
+And two questions of the paper's, for moment retrieval: pre-training tasks added one by one at
 equal steps, and the hierarchical against the flat encoder. Settings were chosen on seed 0.
 
 python -m benchmarks.learning --home outputs/learning --json outputs/learning.json

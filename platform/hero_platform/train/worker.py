@@ -163,6 +163,7 @@ def restore(
 def _stack_file(around: Surroundings) -> str:
     """Where the stacks of a rank that hangs are written: beside the run where that is a local folder."""
     place = tempfile.gettempdir() if files.is_remote(around.folder) else around.folder
+    files.makedirs(place)
     return files.join(place, f"hung-rank{around.comm.rank}-{os.getpid()}.txt")
 
 

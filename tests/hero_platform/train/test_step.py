@@ -116,7 +116,7 @@ def test_dropout_of_the_second_pass_is_that_of_the_first(splits, tiny_store):
 
     loss()
     parameter = module.hero.frame_transform.linear.weight
-    slope, width = float((parameter.grad**2).sum()), 1e-6
+    slope, width = float((parameter.grad**2).sum()), 1e-8  # the hinge has kinks
     direction = parameter.grad.clone()
     with torch.no_grad():
         parameter.add_(width * direction / direction.norm())
