@@ -1,4 +1,4 @@
-"""How fast a run goes and what it takes: the progress line, use of the GPU's arithmetic, load of every machine."""
+"""How fast a run goes: the progress line, and what fraction of a GPU's arithmetic the model uses."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import sys
 import time
 from collections.abc import Mapping
 from typing import TextIO
-
-import psutil
-import torch
 
 from hero_model.config import HeroConfig
 
@@ -71,24 +68,6 @@ class Progress:
         if self._losses:
             parts.append("loss " + " ".join(f"{task} {loss:.3f}" for task, loss in sorted(self._losses.items())))
         return " | ".join(parts)
-
-
-class Load:
-    """What this rank takes of its machine, and how full that is."""
-
-    NAMES = ("cpu_percent", "memory_gb", "node_cpu_percent", "node_memory_percent", "gpu_memory_gb")
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._process = psutil.Process()
-        self.read()  # shares of time are since the call before
-
-    def read(self) -> list[float]:
-        """In the order of `NAMES`: of one core, GB, of all cores, percent, GB at their peak (0 on a CPU)."""
-        gpu = torch.cuda.max_memory_allocated(self._device) / 1e9 if self._device.type == "cuda" else 0.0
-        own = self._process.memory_info().rss / 1e9
-        node = (psutil.cpu_percent(), psutil.virtual_memory().percent)
-        return [self._process.cpu_percent(), own, *node, gpu]
 
 
 def duration(seconds: float) -> str:

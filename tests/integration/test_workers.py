@@ -25,9 +25,6 @@ def test_worker_count_is_rounding(ray_session, runs, precision: str, counts: tup
     for count in counts:
         result = runs.train(f"with{count}", *settings, "--scale.num-workers", str(count))
         assert result["status"] == "finished" and result["step"] == 20
-        loads = runs.record(f"with{count}", ("sys/rank",))
-        assert {name.split("/")[1] for _, name in loads} == {f"rank{rank}" for rank in range(count)}
-        assert all(value > 0.05 for (_, name), value in loads.items() if name.endswith("/memory_gb"))
         difference = largest_difference(expected, runs.record(f"with{count}"))
         if count == 1:
             assert difference == 0 and result["weights_digest"] == alone["weights_digest"]

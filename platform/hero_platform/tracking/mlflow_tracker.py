@@ -30,7 +30,7 @@ from hero_platform.tracking.base import RunInfo, Status, render, without_credent
 from hero_platform.tracking.journal import Journal, Record, damage, read
 from hero_platform.tracking.note import FILE, Note
 from hero_platform.tracking.recorder import JournalTracker
-from hero_platform.tracking.system import provenance, provenance_texts
+from hero_platform.tracking.system import SAMPLE_EVERY_S, provenance, provenance_texts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +58,7 @@ class MlflowTracker(JournalTracker):
         folder: str,
         uri: str,
         *,
-        sample_every_s: float = 10.0,
+        sample_every_s: float = SAMPLE_EVERY_S,
         flush_s: float = 1.0,
         finish_timeout_s: float = 60.0,
     ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hero_platform import files
 from hero_platform.tracking.base import RunInfo, Status, flatten, render
 from hero_platform.tracking.journal import Journal, read
-from hero_platform.tracking.system import Sampler
+from hero_platform.tracking.system import SAMPLE_EVERY_S, Sampler, other_nodes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +31,7 @@ class JournalTracker:
         sample_every_s: seconds between samples of the machine's load; 0 takes none.
     """
 
-    def __init__(self, folder: str, *, sample_every_s: float = 10.0) -> None:
+    def __init__(self, folder: str, *, sample_every_s: float = SAMPLE_EVERY_S) -> None:
         self.folder = folder
         self.alarms: list[str] = []
         self._sample_every_s = sample_every_s
@@ -50,7 +51,8 @@ class JournalTracker:
         self._journal = Journal(self.folder, resume_step=run.resume_step, tolerance=run.replay_tolerance)
         if self._sample_every_s:
             began = self._journal.began_ms or time.time_ns() // 1_000_000
-            self._sampler = Sampler(self.log, began, self._sample_every_s)
+            also = functools.partial(other_nodes, self.folder)
+            self._sampler = Sampler(self.log, began, self._sample_every_s, also)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append to the journal; a repeated step that differs is an alarm in the log and in `alarms`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import json
@@ -13,13 +14,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from hero_platform import files
 
 logger = logging.getLogger(__name__)
 
 _REPOSITORY = Path(__file__).resolve().parents[3]
+SAMPLE_EVERY_S = 10.0
+NODES = "nodes"  # folder of the other machines' newest samples, in the run's
 _DIFF_LIMIT = 1_000_000  # characters of uncommitted changes kept with a run
 
 
@@ -113,10 +118,17 @@ class Sampler:
         log: takes (step, metrics).
         began_ms: wall clock of the run's first start, milliseconds.
         every_s: seconds between samples.
+        also: what is known of other machines by then.
     """
 
-    def __init__(self, log: Callable[[int, Mapping[str, float]], None], began_ms: int, every_s: float = 10.0) -> None:
-        self._log, self._began_ms, self._every_s = log, began_ms, every_s
+    def __init__(
+        self,
+        log: Callable[[int, Mapping[str, float]], None],
+        began_ms: int,
+        every_s: float = SAMPLE_EVERY_S,
+        also: Callable[[], Mapping[str, float]] = dict,
+    ) -> None:
+        self._log, self._began_ms, self._every_s, self._also = log, began_ms, every_s, also
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="system-metrics", daemon=True)
         self._thread.start()
@@ -130,9 +142,39 @@ class Sampler:
         try:
             sample()  # percentages count from the previous call
             while not self._stopped.wait(self._every_s):
-                self._log((time.time_ns() // 1_000_000 - self._began_ms) // 1000, sample())
+                self._log((time.time_ns() // 1_000_000 - self._began_ms) // 1000, {**sample(), **self._also()})
         except Exception:  # a machine without these counters still trains
             logger.exception("system metrics end here")
+
+
+@contextlib.contextmanager
+def reported(folder: str, node: int, every_s: float = SAMPLE_EVERY_S) -> Iterator[None]:
+    """Leave the newest sample of this machine in the run's folder, where rank 0, which is elsewhere, finds it."""
+    path = files.join(folder, NODES, f"{node}.json")
+
+    def write(step: int, metrics: Mapping[str, float]) -> None:
+        files.write_json(path, {"time": time.time(), "metrics": dict(metrics)})
+
+    sampler = Sampler(write, 0, every_s)
+    try:
+        yield
+    finally:
+        sampler.stop()
+        files.remove(path)
+
+
+def other_nodes(folder: str, newer_than_s: float = 3 * SAMPLE_EVERY_S) -> dict[str, float]:
+    """The newest samples that `reported` left, `system/node<N>/<name>`; of nodes that are silent none."""
+    metrics: dict[str, float] = {}
+    for name in files.listdir(files.join(folder, NODES)):
+        try:
+            found = files.read_json(files.join(folder, NODES, name))
+        except (FileNotFoundError, ValueError):  # that node has just ended
+            continue
+        if time.time() - found["time"] < newer_than_s:
+            node = f"system/node{name.removesuffix('.json')}/"
+            metrics.update({key.replace("system/", node): value for key, value in found["metrics"].items()})
+    return metrics
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ import torch
 from hero_platform.config import RunConfig
 from hero_platform.feed.loader import Prefetcher, StepBatch
 from hero_platform.heartbeat import beat
-from hero_platform.telemetry import Load, peak_flops, row_flops
+from hero_platform.telemetry import peak_flops, row_flops
 from hero_platform.train.comm import Comm
 from hero_platform.train.optim import clip_gradients, learning_rate, set_learning_rate
 from hero_platform.train.step import Stepper, StepRecord
@@ -51,19 +51,13 @@ class Hooks:
 
 @dataclass
 class Rates:
-    """Local throughput since the last flush, summed over ranks when it is read, and the load of this rank."""
+    """Local throughput since the last flush, summed over ranks when it is read."""
 
-    load: Load
     videos: int = 0
     tokens: int = 0
     wait_s: float = 0.0
     steps: int = 0
-    began: float = field(default_factory=time.perf_counter)
-
-    def restart(self) -> None:
-        """Begin anew after a flush."""
-        self.videos = self.tokens = self.steps = 0
-        self.wait_s, self.began = 0.0, time.perf_counter()
+    began: float = 0.0
 
 
 def run_steps(
@@ -85,7 +79,7 @@ def run_steps(
         How many updates the state now has behind it.
     """
     pending: list[tuple[StepRecord, int, float]] = []
-    rates = Rates(Load(stepper.device))
+    rates = Rates(began=time.perf_counter())
     step = start
     while step < config.steps:
         waited = time.perf_counter()
@@ -166,7 +160,6 @@ def _flush(
     prints = comm.sum(torch.tensor([fingerprint for _, fingerprint, _ in pending], device=device)).tolist()
     local = torch.tensor([rates.videos, rates.tokens, rates.wait_s], dtype=torch.float64, device=device)
     videos, tokens, wait_s = comm.sum(local).tolist()
-    loads, _ = comm.gather_rows(torch.tensor([rates.load.read()], dtype=torch.float64, device=device))
     seconds = max(time.perf_counter() - rates.began, 1e-9)
     pairs = iter(values.reshape(-1, 2).tolist())
     for (record, _, rate), fingerprint in zip(pending, prints, strict=True):
@@ -178,8 +171,7 @@ def _flush(
             metrics["sys/tokens_per_s"] = tokens / seconds
             metrics["sys/data_wait_s"] = wait_s / (rates.steps * comm.world)
             metrics["sys/step_s"] = seconds / rates.steps
-            metrics.update(_utilisation(device, config, tokens / seconds / comm.world))
-            metrics.update(_loads(loads, device))
+            metrics.update(_gpu(device, config, tokens / seconds / comm.world))
         if record.skipped:
             metrics["train/skipped_updates"] = 1.0
         hooks.log(record.step + 1, metrics)
@@ -187,7 +179,7 @@ def _flush(
         if bad := {name: metrics[name] for name in watched if not math.isfinite(metrics[name])}:
             hooks.nonfinite(record.step + 1, bad, record.skipped)
     pending.clear()
-    rates.restart()
+    rates.__init__(began=time.perf_counter())  # type: ignore[misc]
 
 
 def step_metrics(record: StepRecord, pairs: Mapping[str, Any]) -> dict[str, float]:
@@ -211,17 +203,11 @@ def step_metrics(record: StepRecord, pairs: Mapping[str, Any]) -> dict[str, floa
     return metrics
 
 
-def _utilisation(device: torch.device, config: RunConfig, tokens_per_s: float) -> dict[str, float]:
-    """Model-flops utilisation of a GPU; nothing on a CPU, or a GPU whose peak is not known."""
-    peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    return {"sys/model_flops_utilisation": tokens_per_s * row_flops(config.model) / peak} if peak else {}
-
-
-def _loads(loads: torch.Tensor, device: torch.device) -> dict[str, float]:
-    """The load of every rank and its machine, `sys/rank<R>/<name>`; without what a CPU does not have."""
-    names = Load.NAMES if device.type == "cuda" else Load.NAMES[:-1]
-    return {
-        f"sys/rank{rank}/{name}": value
-        for rank, row in enumerate(loads.tolist())
-        for name, value in zip(names, row, strict=False)
-    }
+def _gpu(device: torch.device, config: RunConfig, tokens_per_s: float) -> dict[str, float]:
+    """Memory and model-flops utilisation of this rank's GPU; nothing on a CPU."""
+    if device.type != "cuda":
+        return {}
+    measured = {"sys/gpu_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9}
+    if peak := peak_flops(torch.cuda.get_device_name(device)):
+        measured["sys/model_flops_utilisation"] = tokens_per_s * row_flops(config.model) / peak
+    return measured

@@ -25,6 +25,7 @@ from hero_platform.ray_cluster import cluster
 from hero_platform.scratch import scratch
 from hero_platform.telemetry import Progress
 from hero_platform.tracking.base import NullTracker, Status, Tracker
+from hero_platform.tracking.system import reported
 from hero_platform.train.comm import Comm
 from hero_platform.train.failure import (
     SameErrorAgain,
@@ -152,7 +153,12 @@ def ray_worker(payload: Mapping[str, Any]) -> None:
             write(step, metrics)
 
     held = only_one(folder) if comm.rank == 0 else contextlib.nullcontext()
-    with _messages(folder, comm.rank), held as lease:
+    node = context.get_node_rank()
+    elsewhere = (
+        node > 0 and context.get_local_rank() == 0
+    )  # one rank speaks for a node; rank 0's is sampled by its tracker
+    load = reported(folder, node) if elsewhere else contextlib.nullcontext()
+    with _messages(folder, comm.rank), load, held as lease:
         try:
             outcome = train(
                 config,

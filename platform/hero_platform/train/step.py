@@ -52,7 +52,7 @@ class Stepper:
         self.module = module
         self._config = config
         self._comm = comm
-        self.device = device
+        self._device = device
         self._tasks: list[Task] = [entry.task for entry in config.mixture]
         # Heads alternate from step to step, so some parameters have no gradient: DDP must look for them (ADR 0008).
         self._net: Any = module
@@ -66,7 +66,7 @@ class Stepper:
         counts = self._global_counts(batch.batches, weights)
         record = StepRecord(step, self._config.mixture[batch.entry].key, weights)
         for name in weights:
-            record.add(f"loss/{name}", 0.0, self._local_count(batch.batches, name), self.device)
+            record.add(f"loss/{name}", 0.0, self._local_count(batch.batches, name), self._device)
         for number, pool in enumerate(batch.pools):
             last = number == len(batch.pools) - 1
             self._pool_backward(task, at, list(pool), number, weights, counts, record, sync=last)
@@ -84,7 +84,7 @@ class Stepper:
         *,
         sync: bool,
     ) -> None:
-        pool = [batch.to(self.device, non_blocking=True) for batch in pool]
+        pool = [batch.to(self._device, non_blocking=True) for batch in pool]
         outputs: list[TaskOutput] = []
         if len(pool) > 1 and task.pools:
             with torch.no_grad():
@@ -106,15 +106,15 @@ class Stepper:
                 # DDP averages over ranks; the loss is already a share of the global mean.
                 (loss * self._comm.world).backward()
             for name, total in output.sums.items():
-                record.add(f"loss/{name}", total, 0, self.device)
+                record.add(f"loss/{name}", total, 0, self._device)
             for name, (total, count) in output.stats.items():
-                record.add(f"stats/{name}", total, count, self.device)
+                record.add(f"stats/{name}", total, count, self._device)
 
     def _forward(self, net: Any, task: Task, batch: TaskBatch, at: At, pool: int, micro: int) -> TaskOutput:
         """Run one micro-batch; a second run of the same micro-batch draws the same dropout."""
         torch.manual_seed(seed_for("dropout", at.seed, at.step, self._comm.rank, pool, micro))
         enabled = self._config.precision == "bf16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=enabled):
             output: TaskOutput = net(task.kind, batch, at)
         return output
 
@@ -131,14 +131,14 @@ class Stepper:
         pooled, query_start, frame_start = gather_pool(embeddings, self._comm)
         query = pooled.query_QD.detach().requires_grad_()
         frames = pooled.frames_FD.detach().requires_grad_()
-        clips = Layout.of(pooled.lengths_B.cpu().numpy()).to(self.device, non_blocking=True)
+        clips = Layout.of(pooled.lengths_B.cpu().numpy()).to(self._device, non_blocking=True)
         terms = task.pool_terms(pooled._replace(query_QD=query, frames_FD=frames), clips, at)
         loss = query.sum() * 0 + frames.sum() * 0
         for name, (total, _) in terms.items():
             scale = weights[name] / self._config.optim.published_gpus * _loss_scale(self._config.optim)
             loss = loss + scale * total / counts[name].to(total.dtype)
             if self._comm.rank == 0:  # every rank scores the same pool
-                record.add(f"loss/{name}", total, 0, self.device)
+                record.add(f"loss/{name}", total, 0, self._device)
         query_grad, frames_grad = torch.autograd.grad(loss, (query, frames))
         gradients = []
         for part in embeddings:
@@ -148,14 +148,14 @@ class Stepper:
         return gradients
 
     def _local_loss(self, output: TaskOutput, weights: dict[str, float], counts: dict[str, Tensor]) -> Tensor:
-        loss = torch.zeros((), device=self.device, dtype=DTYPES[self._config.precision])
+        loss = torch.zeros((), device=self._device, dtype=DTYPES[self._config.precision])
         for name, total in output.sums.items():
             loss = loss + weights[name] * _loss_scale(self._config.optim) * total / counts[name].to(total.dtype)
         return loss
 
     def _global_counts(self, batches: list[TaskBatch], weights: dict[str, float]) -> dict[str, Tensor]:
         """What each term averages over, in the global batch (at least 1, so that an empty term is 0, not NaN)."""
-        local = [on_device(self._local_count(batches, name), self.device) for name in weights]
+        local = [on_device(self._local_count(batches, name), self._device) for name in weights]
         summed = self._comm.sum(torch.stack(local)).clamp_min(1)
         return dict(zip(weights, summed, strict=True))
 

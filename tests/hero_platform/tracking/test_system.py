@@ -5,7 +5,16 @@ import time
 
 from hero_platform.tracking import system
 from hero_platform.tracking.base import flatten
-from hero_platform.tracking.system import Sampler, git_state, hardware, packages, provenance_texts, sample
+from hero_platform.tracking.system import (
+    Sampler,
+    git_state,
+    hardware,
+    other_nodes,
+    packages,
+    provenance_texts,
+    reported,
+    sample,
+)
 
 
 def _git(folder, *words):
@@ -65,6 +74,19 @@ def test_sampler_counts_seconds_since_the_first_start():
     time.sleep(0.05)
     assert len(seen) == count, "stopped means stopped"
     assert 0 <= sample()["system/cpu_percent"] <= 100
+
+
+def test_other_nodes_are_sampled_while_they_report(tmp_path):
+    folder = str(tmp_path)
+    assert other_nodes(folder) == {}
+    with reported(folder, 2, every_s=0.01):
+        give_up = time.monotonic() + 20
+        while not (found := other_nodes(folder)):
+            assert time.monotonic() < give_up
+    assert {name.replace("node2/", "") for name in found} == set(sample())
+    assert other_nodes(folder) == {}, "a node that left says nothing"
+    (tmp_path / "nodes" / "3.json").write_text('{"time": 1.0, "metrics": {"system/cpu_percent": 5.0}}')
+    assert other_nodes(folder) == {}, "nor does one that was killed"
 
 
 def test_flatten():
