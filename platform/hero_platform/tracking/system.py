@@ -167,13 +167,15 @@ def other_nodes(folder: str, newer_than_s: float = 3 * SAMPLE_EVERY_S) -> dict[s
     """The newest samples that `reported` left, `system/node<N>/<name>`; of nodes that are silent none."""
     metrics: dict[str, float] = {}
     for name in files.listdir(files.join(folder, NODES)):
+        node = name.removesuffix(".json")
+        if not node.isdigit():  # one that is being written
+            continue
         try:
             found = files.read_json(files.join(folder, NODES, name))
         except (FileNotFoundError, ValueError):  # that node has just ended
             continue
         if time.time() - found["time"] < newer_than_s:
-            node = f"system/node{name.removesuffix('.json')}/"
-            metrics.update({key.replace("system/", node): value for key, value in found["metrics"].items()})
+            metrics.update({k.replace("system/", f"system/node{node}/"): v for k, v in found["metrics"].items()})
     return metrics
 
 
