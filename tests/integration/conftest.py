@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+INJECT = Path(__file__).with_name("inject")
 PATIENCE_S = 240.0  # only a failure waits this long
 DETERMINISTIC = ("train/", "val/", "stream/")
 
@@ -45,13 +46,26 @@ class Runs:
         assert train.main([*self.words(name, *extra), "--json", str(facts)]) == 0
         return json.loads(facts.read_text())
 
-    def start(self, name: str, *extra: str) -> subprocess.Popen[bytes]:
-        """Start a run as a user does, in a session of its own: `said` has what it printed."""
+    def start(self, name: str, *extra: str, faults: Sequence[dict[str, Any]] = ()) -> subprocess.Popen[bytes]:
+        """Start a run as a user does, in a session of its own: `said` has what it printed.
+
+        `faults` are those of `inject/hero_faults.py`, in the process that is started and all that it starts.
+        """
+        return self._command(["jobs.train", *self.words(name, *extra)], name, faults)
+
+    def build(self, name: str, *words: str, faults: Sequence[dict[str, Any]] = ()) -> subprocess.Popen[bytes]:
+        """Start `jobs.build_store` in the same way."""
+        return self._command(["jobs.build_store", *words], name, faults)
+
+    def _command(self, words: list[str], name: str, faults: Sequence[dict[str, Any]]) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "HERO_HOME": str(self.home), "HERO_TEST_MARK": self._mark}
+        if faults:
+            environment["HERO_FAULTS"] = json.dumps(list(faults))
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(INJECT), os.environ.get("PYTHONPATH")]))
         self.home.mkdir(parents=True, exist_ok=True)
         with open(self.home / f"{name}.said", "ab") as said:
             process = subprocess.Popen(
-                [sys.executable, "-m", "jobs.train", *self.words(name, *extra)],
+                [sys.executable, "-m", *words],
                 cwd=ROOT, env=environment, stdout=said, stderr=said, start_new_session=True,
             )  # fmt: skip
         self._started.append(process)

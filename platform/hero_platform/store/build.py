@@ -318,6 +318,7 @@ def _index(infos: list[ShardInfo]) -> pa.RecordBatch:
         "num_frames": [row.num_frames for _, _, row in rows],
         "num_segments": [row.num_segments for _, _, row in rows],
         "num_tokens": [row.num_tokens for _, _, row in rows],
+        "crc32": [row.crc32 for _, _, row in rows],
     }
     arrays = [pa.array(columns[field.name], field.type) for field in INDEX_SCHEMA]
     return pa.record_batch(arrays, schema=INDEX_SCHEMA)

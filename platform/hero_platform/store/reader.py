@@ -22,7 +22,7 @@ from hero_platform import files
 from hero_platform.store.annotations import table_entries
 from hero_platform.store.cache import ShardCache
 from hero_platform.store.manifest import ANNOTATIONS, INDEX, REJECTS, Manifest
-from hero_platform.store.shard import read_shard
+from hero_platform.store.shard import read_shard, row_checksum
 from hero_platform.store.split_tables import FOLDER, current_entry, read_split_rows
 from hero_platform.store.table import AnnotationTable, concatenate, numpy_of, offsets_of
 
@@ -42,11 +42,12 @@ class StoreIndex:
     num_frames: np.ndarray  # [N] int32
     num_segments: np.ndarray  # [N] int32
     num_tokens: np.ndarray  # [N] int32
+    checksums: np.ndarray  # [N] uint32
 
     @classmethod
     def of(cls, table: pa.Table) -> StoreIndex:
         """Views of the columns of `schema.INDEX_SCHEMA`."""
-        names = ("key", "shard", "row", "duration_s", "num_frames", "num_segments", "num_tokens")
+        names = ("key", "shard", "row", "duration_s", "num_frames", "num_segments", "num_tokens", "crc32")
         return cls(table, *(numpy_of(table.column(name)) for name in names))
 
     def __len__(self) -> int:
@@ -85,15 +86,20 @@ class _Shard:
 
     @classmethod
     def open(cls, path: str) -> _Shard:
-        """Map a shard file. Nothing is read yet but its footer.
+        """Map a shard file. Nothing is read yet but its footer and offsets.
 
         Raises:
             ValueError: the file is not a whole shard.
         """
         try:
             batch = pa.ipc.open_file(pa.memory_map(path)).get_batch(0)
-        except pa.ArrowInvalid as error:
+            batch.validate()  # lengths that lead out of the file
+            return cls._of(batch)
+        except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error}): `jobs.build_store inspect` checks a whole store") from error
+
+    @classmethod
+    def _of(cls, batch: pa.RecordBatch) -> _Shard:
         frames = batch.column("frames")
         vectors = frames.values
         width = vectors.type.list_size
@@ -122,6 +128,7 @@ class FeatureStore:
         self._split_rows, self._splits_sha256 = read_split_rows(root, lambda: index.row_of)
         self._open: OrderedDict[int, _Shard] = OrderedDict()
         self._lock = threading.Lock()
+        self._intact = np.zeros(len(index), dtype=bool)  # rows that were compared with their checksum
 
     @classmethod
     def open(cls, path: str, cache: ShardCache | None = None) -> FeatureStore:
@@ -181,13 +188,19 @@ class FeatureStore:
         return rows
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> VideoRows:
-        """Read B rows as one packed value; a row may repeat. Costs one copy of each buffer and no more."""
+        """Read B rows as one packed value; a row may repeat. Costs one copy of each buffer and no more.
+
+        Raises:
+            ValueError: a shard is damaged; the message names the file and the row.
+        """
         wanted = np.asarray(indices, dtype=np.int64)
         shards = {int(number): self._shard(int(number)) for number in np.unique(self.index.shards[wanted])}
         parts = [
             _cut(shards[number], row)
             for number, row in zip(self.index.shards[wanted].tolist(), self.index.rows[wanted].tolist(), strict=True)
         ]
+        for row, part in zip(wanted.tolist(), parts, strict=True):
+            self._check(row, part)
         columns = [list(column) for column in zip(*parts, strict=True)] if parts else [[] for _ in range(6)]
         interval_s, frames, tokens, num_tokens, num_frames, segment_frames = columns
         dtype = np.dtype(self.manifest.dtype)
@@ -272,6 +285,18 @@ class FeatureStore:
         shard = self.manifest.shards[number]
         path = files.join(self.root, shard.name)
         return path if self._cache is None else str(self._cache.fetch(path, shard.sha256, shard.num_bytes))
+
+    def _check(self, row: int, part: tuple[Any, ...]) -> None:
+        """Compare a row with its checksum when it is read for the first time."""
+        if self._intact[row]:
+            return
+        if row_checksum(*part) != self.index.checksums[row]:
+            path = files.join(self.root, self.manifest.shards[self.index.shards[row]].name)
+            raise ValueError(
+                f"{path} is damaged in row {self.index.rows[row]} (video {self.index.ids[row]}): "
+                "`jobs.build_store inspect` checks a whole store"
+            )
+        self._intact[row] = True
 
     def _shard(self, number: int) -> _Shard:
         """Views of a shard, opened on first use; behind a cache no more stay open than the cache may hold."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 MAX_SEGMENT_TOKENS = 511  # text positions of RoBERTa (512) less the leading special token
 
@@ -27,6 +27,7 @@ INDEX_SCHEMA = pa.schema(
         ("num_frames", pa.int32()),
         ("num_segments", pa.int32()),
         ("num_tokens", pa.int32()),
+        ("crc32", pa.uint32()),  # of what models read of the row: see `shard.row_checksum`
     ]
 )
 

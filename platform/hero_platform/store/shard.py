@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+import zlib
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from typing import Any
@@ -33,6 +34,7 @@ class RowInfo:
     num_frames: int
     num_segments: int
     num_tokens: int
+    crc32: int
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,15 @@ class ShardWriter:
         self._frames = bytearray()  # realloc of a large block moves pages, not bytes
         self._rows: list[VideoRow] = []  # with empty frames: the small columns only
         self._num_frames: list[int] = []
+        self._checksums: list[int] = []
 
     def add(self, row: VideoRow) -> None:
         """Append one row; its frames are copied, so the caller may drop them."""
         self._frames += row.frames.data.cast("B")
         self._num_frames.append(len(row.frames))
+        flat = [np.array(list(chain.from_iterable(lists)), np.int32) for lists in (row.tokens, row.segment_frames)]
+        sizes = [np.array([len(part) for part in lists], np.int32) for lists in (row.tokens, row.segment_frames)]
+        self._checksums.append(row_checksum(row.interval_s, row.frames, flat[0], *sizes, flat[1]))
         self._rows.append(VideoRow(**{**row.__dict__, "frames": row.frames[:0].copy()}))
 
     def batch(self) -> pa.RecordBatch:
@@ -98,8 +104,8 @@ class ShardWriter:
     def row_infos(self) -> list[RowInfo]:
         """The index entries of all rows, in order."""
         return [
-            RowInfo(row.id, row.split, row.duration_s, frames, len(row.tokens), sum(map(len, row.tokens)))
-            for row, frames in zip(self._rows, self._num_frames, strict=True)
+            RowInfo(row.id, row.split, row.duration_s, frames, len(row.tokens), sum(map(len, row.tokens)), checksum)
+            for row, frames, checksum in zip(self._rows, self._num_frames, self._checksums, strict=True)
         ]
 
     def _frames_array(self) -> pa.Array:
@@ -111,6 +117,14 @@ class ShardWriter:
         vectors = pa.FixedSizeListArray.from_arrays(values, self._frame_dim)
         offsets = np.concatenate([[0], np.cumsum(self._num_frames, dtype=np.int64)]).astype(np.int64)
         return pa.LargeListArray.from_arrays(pa.array(offsets), vectors)
+
+
+def row_checksum(interval_s: float, *columns: np.ndarray) -> int:
+    """CRC-32 of a row: interval, frames, tokens, tokens a segment, frames a segment, frame indices."""
+    checksum = zlib.crc32(np.float64(interval_s).tobytes())
+    for column in columns:
+        checksum = zlib.crc32(np.ascontiguousarray(column).data, checksum)
+    return checksum
 
 
 def write_shard(root: str, name: str, writer: ShardWriter, rejects: list[Reject], started: float) -> ShardInfo:
