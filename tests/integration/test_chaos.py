@@ -176,32 +176,27 @@ def test_two_workers(runs, tmp_path):
     assert runs.record("broken") == runs.record("steady") and runs.digests("broken", 60) == runs.digests("steady", 60)
     assert runs.processes() == []
     order = sorted(range(len(marks)), key=lambda number: marks[number].stat().st_mtime)
-    show(
-        "two workers", [f"| {i + 1} | {TWO_WORKERS[n]}, rank {TWO_WORKERS[n].rank} | | |" for i, n in enumerate(order)]
-    )
+    happened = [f"{TWO_WORKERS[number]}, rank {TWO_WORKERS[number].rank}" for number in order]
+    show("two workers", [f"| {number + 1} | {fault} | | |" for number, fault in enumerate(happened)])
 
 
 @pytest.mark.chaos
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_building_a_store(runs, tmp_path):
-    words = ["synthetic", "--videos", "24", "--val-videos", "4", "--test-videos", "4", "--shard-mb", "0.05"]
-    assert runs.build("whole", *words, "--out", str(tmp_path / "whole")).wait(timeout=200) == 0
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    words = ["synthetic", "--videos", "24", "--val-videos", "4", "--test-videos", "4", "--shard-mb", "0.05", "--out"]
+    assert runs.build("whole", *words, str(whole)).wait(timeout=200) == 0
     lines = []
     for number, fault in enumerate(random.Random(SEED).sample(BUILD, len(BUILD))):
-        again = replace(fault, once=str(tmp_path / f"{number}.done"))
-        ended = runs.build("broken", *words, "--out", str(tmp_path / "broken"), faults=[asdict(again)]).wait(
-            timeout=200
-        )
-        assert Path(again.once).exists(), f"{fault} did not happen: {runs.said('broken')}"
+        mark = tmp_path / f"{number}.done"
+        process = runs.build("broken", *words, str(broken), faults=[asdict(replace(fault, once=str(mark)))])
+        ended = process.wait(timeout=200)
+        assert mark.exists(), f"{fault} did not happen: {runs.said('broken')}"
         lines.append(f"| {number + 1} | {fault}, ended with {ended} | | |")
-    assert runs.build("broken", *words, "--out", str(tmp_path / "broken")).wait(timeout=200) == 0
-    whole, broken = (FeatureStore.open(str(tmp_path / name)) for name in ("whole", "broken"))
-    assert whole.digest == broken.digest
-    names = [
-        sorted(str(path.relative_to(tmp_path / name)) for path in (tmp_path / name).rglob("*"))
-        for name in ("whole", "broken")
-    ]
+    assert runs.build("broken", *words, str(broken)).wait(timeout=200) == 0
+    assert FeatureStore.open(str(whole)).digest == FeatureStore.open(str(broken)).digest
+    names = [sorted(str(path.relative_to(root)) for path in root.rglob("*")) for root in (whole, broken)]
     assert names[0] == names[1], "nothing is left of the builds that were killed"
     show("building a store", lines)
 
