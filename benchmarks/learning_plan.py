@@ -119,15 +119,19 @@ def system(label: str) -> tuple[Start, str]:
 
 
 def jobs(seeds: Sequence[int], kinds: Sequence[str]) -> list[Job]:
-    """Every training of these kinds and seeds, each once: pre-trainings first. `stores` come before."""
+    """Every training of these kinds and seeds, each once, pre-trainings first and the main table's before the others.
+
+    `stores` come before.
+    """
+    studied = [kind for kind in kinds if kind in STUDIED]
+    starts = [Start(stages) for stages in ABLATION.values()]
+    starts += [Start(len(STAGES) * pre, flat) for flat, pre in ENCODERS.values()]
+    tuned = [(kind, *system(label), seed) for seed in seeds for kind in kinds for label in SYSTEMS]
+    tuned += [(kind, start, "", seed) for seed in seeds for kind in studied for start in starts]
     wanted: dict[str, Job] = {}
-    for seed in seeds:
-        tuned = [(kind, *system(label)) for kind in kinds for label in SYSTEMS]
-        for kind in (kind for kind in kinds if kind in STUDIED):
-            tuned += [(kind, Start(stages), "") for stages in ABLATION.values()]
-            tuned += [(kind, Start(len(STAGES) * pre, flat), "") for flat, pre in ENCODERS.values()]
-        starts = dict.fromkeys(start for _, start, _ in tuned if start.stages)
-        for job in (*(pretraining(start, seed) for start in starts), *(finetuning(k, s, seed, h) for k, s, h in tuned)):
+    for kind, start, hide, seed in tuned:
+        own = [pretraining(start, seed)] if start.stages else []
+        for job in (*own, finetuning(kind, start, seed, hide)):
             wanted[job.name] = job
     return list(wanted.values())
 
