@@ -11,15 +11,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from jobs.cli import Parser, add_common, program_of, run_job, write_json
 
 if TYPE_CHECKING:
+    from hero_model.tasks import Task
     from hero_platform.config import RunConfig
     from hero_platform.infer.evaluation import Settings
 
 PROGRAM = program_of("jobs.evaluate")
+SWITCHES = ("official_truncation", "official_unravelling", "beams", "max_tokens")
+VARIANTS = ("nms", "videos", "shortest", "longest", *SWITCHES)  # settings that change numbers
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,11 +41,9 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--nms", type=float, metavar="IOU", help="drop spans that overlap a better one more than IOU")
     search.add_argument("--videos", type=int, default=100, metavar="N", help="videos of a query that are searched")
     search.add_argument(
-        "--shortest", type=int, metavar="N", help="a moment has more than N frames (the corpus': 2 or 3)"
+        "--shortest", type=int, metavar="N", help="a moment has more than N frames (as the run's task says)"
     )
-    search.add_argument(
-        "--longest", type=int, metavar="N", help="and at most N (as published for the corpus: 16, 20, 6)"
-    )
+    search.add_argument("--longest", type=int, metavar="N", help="and at most N (as the run's task says)")
     search.add_argument("--official-truncation", action="store_true", help="suppress among the first 100, not 200")
     search.add_argument("--official-unravelling", action="store_true", help="decode moments with the official defect")
     search.add_argument(
@@ -81,21 +83,25 @@ def _job(own: argparse.Namespace) -> int:
     from hero_platform.infer.evaluation import Model, load_model, write_evaluation
     from hero_platform.infer.evaluators import EVALUATORS, evaluated_task
     from hero_platform.store.reader import FeatureStore
+    from hero_platform.train import snapshot
 
     checkpoint = _checkpoint(own)
-    settings = _settings(own, checkpoint)
     store = FeatureStore.open(_store(own))
     module, config = load_model(checkpoint)
     task = evaluated_task(config, own.corpus, own.task)
+    settings = _settings(own, checkpoint, task)
     evaluator = EVALUATORS[task.kind]
     if settings.workers is not None and not evaluator.on_workers:
         raise ValueError(f"--workers is for retrieval; {task.kind} is evaluated in this process")
     asked = evaluator.open(store, own.split)
     step = files.name_of(checkpoint)
     parent = home.run_dir(own.run) if own.run else home.root()
-    folder = files.join(parent, "evaluations", own.name or f"{own.corpus}-{own.split}-{step}")
-    facts = {"checkpoint": checkpoint, "folder": folder, "task": task.kind, "nms": own.nms, **vars(settings.decoding)}
-    facts |= {name: getattr(own, name) for name in ("official_truncation", "official_unravelling", "beams")}
+    # a converted checkpoint has no run to lie in, and all of them have step 0
+    which = step if own.run else f"{step}-{snapshot.weights_digest(checkpoint)[:8]}"
+    folder = files.join(parent, "evaluations", own.name or f"{own.corpus}-{own.split}-{which}{_variant(own)}")
+    facts = {"checkpoint": checkpoint, "folder": folder, "corpus": own.corpus, "task": task.kind, "nms": own.nms}
+    assert settings.decoding is not None
+    facts |= {**asdict(settings.decoding), **{name: getattr(own, name) for name in SWITCHES}}
     print(f"checkpoint  {checkpoint}\ntask        {task.kind}: {evaluator.size(asked)}")
     if own.dry_run:
         print(f"would write {folder}")
@@ -103,7 +109,7 @@ def _job(own: argparse.Namespace) -> int:
         return 0
     evaluation = evaluator.answer(asked, Model.of(module, config, show=True), task, settings)
     print("\n".join(evaluation.lines()))
-    paths = write_evaluation(folder, evaluation)
+    paths = write_evaluation(folder, evaluation, facts)
     for path in paths:
         print(f"wrote       {path}")
     results = {**facts, **evaluation.results()}
@@ -113,27 +119,29 @@ def _job(own: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(own: argparse.Namespace, checkpoint: str) -> Settings:
+def _variant(own: argparse.Namespace) -> str:
+    """What sets this evaluation apart from the default one: `-nms_0.5-longest_20`. Other settings, other numbers."""
+    default = parser().get_default
+    given = {name: getattr(own, name) for name in VARIANTS if getattr(own, name) != default(name)}
+    return "".join(f"-{name}" if value is True else f"-{name}_{value:g}" for name, value in given.items())
+
+
+def _settings(own: argparse.Namespace, checkpoint: str, task: Task) -> Settings:
     """How to answer."""
     from hero_model.nn.generate import Search
-    from hero_platform.corpora import CORPORA
     from hero_platform.corpora.tvr import read_video_numbers
     from hero_platform.infer.evaluation import Settings
     from hero_platform.infer.on_ray import Workers
     from hero_platform.infer.retrieve import Decoding
     from hero_platform.store.tokens import TokenizerSpec
 
-    published = CORPORA.get(own.corpus, Decoding())
     if own.nms is not None and not 0 <= own.nms <= 1:
         raise ValueError(f"--nms is an overlap between 0 and 1, not {own.nms}")
     if own.workers < 0 or own.threads < 1:
         raise ValueError(f"--workers {own.workers} --threads {own.threads}: give at least 0 workers and 1 thread")
+    lengths = {name: getattr(own, name) for name in ("shortest", "longest") if getattr(own, name) is not None}
     return Settings(
-        decoding=Decoding(
-            num_videos=own.videos,
-            shortest=published.shortest if own.shortest is None else own.shortest,
-            longest=published.longest if own.longest is None else own.longest,
-        ),
+        decoding=Decoding.of(task, num_videos=own.videos, **lengths),
         suppress_above=own.nms,
         official_truncation=own.official_truncation,
         official_unravelling=own.official_unravelling,
@@ -151,7 +159,8 @@ def _keep(own: argparse.Namespace, config: RunConfig, folder: str, step: str, me
     from hero_platform.train.lease import only_one
     from hero_platform.train.records import close_evaluation, keep_evaluation
 
-    run, name = home.run_dir(own.run), f"{own.corpus}/{own.split}"
+    label = f"-{own.name}" if own.name else _variant(own)
+    run, name = home.run_dir(own.run), f"{own.corpus}/{own.split}{label}"
     with only_one(run, timeout_s=5.0):
         tracker = keep_evaluation(config, run, int(step.removeprefix("step_")), name, metrics)
         tracker.log_artifact(folder, f"evaluations/{name}/{step}")

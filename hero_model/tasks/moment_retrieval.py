@@ -27,8 +27,20 @@ class MomentRetrieval(Alignment):
     hard_start: int = 2_000
     max_query_tokens: int = 60  # longer queries are left out of training by the feed
     video_only: bool = False  # hide subtitles: a video is one segment of all its frames and a single <s>
+    shortest: int = 2  # a moment that is found has more than `shortest` frames (min_pred_l, hero.md 4.1) ...
+    longest: int = 16  # ... and at most `longest` (max_pred_l)
 
     annotations: ClassVar[str] = "moments"
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: no moment is short and long enough, or a shared setting is wrong.
+        """
+        super().__post_init__()
+        if not 0 <= self.shortest < self.longest:
+            raise ValueError(f"moments need 0 <= shortest < longest, not {self.shortest} and {self.longest}")
 
     def prepare(self, examples: Examples, at: At, text: TextIds, *, training: bool = True) -> AlignmentBatch:
         """Pack one micro-batch; training may leave out the span term."""

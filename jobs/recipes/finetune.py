@@ -36,10 +36,11 @@ def finetune_how2r() -> RunConfig:
 
     Its hard negatives never start: the configuration misspells their key and the code's default is step 10,000.
     """
+    task = MomentRetrieval(span_drop=0.9, hard_start=10_000, shortest=3, longest=20)
     return replace(
         finetune_tvr(),
         recipe="finetune_how2r",
-        mixture=(Entry(task=MomentRetrieval(span_drop=0.9, hard_start=10_000), corpus="how2r"),),
+        mixture=(Entry(task=task, corpus="how2r"),),
         schedule=ScheduleConfig(total=3_000, warmup=300),
         steps=3_000,
     )
@@ -47,7 +48,9 @@ def finetune_how2r() -> RunConfig:
 
 def finetune_didemo() -> RunConfig:
     """DiDeMo without subtitles, as `train-didemo_video_only-4gpu.json`: 4 GPUs, 32 queries each; pool = 4 x 32."""
-    task = MomentRetrieval(ctx_weight=10.0, query_weight=10.0, hard_pool=80, max_frames=20, video_only=True)
+    task = MomentRetrieval(
+        ctx_weight=10.0, query_weight=10.0, hard_pool=80, max_frames=20, video_only=True, shortest=3, longest=6
+    )
     return replace(
         finetune_tvr(),
         recipe="finetune_didemo",

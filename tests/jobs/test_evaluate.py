@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import evaluate, train
+from hero_platform.store.reader import FeatureStore
+from jobs import evaluate, score, train
 
 
 @pytest.fixture
@@ -102,16 +103,68 @@ def test_video_retrieval_run(tiny_store: str, hero_home: Path, tmp_path: Path, c
     assert [len(entry["predictions"]) for entry in official["VR"]] == [8] * found["queries"]
 
 
-def test_the_corpus_sets_how_long_a_moment_may_be(run: str, tiny_store: str, tmp_path: Path):
-    for corpus, extra, limits in (
-        ("didemo", [], (3, 6)),
-        ("didemo", ["--longest", "9"], (3, 9)),
-        ("mine", [], (2, 16)),
+def test_the_runs_task_sets_how_long_a_moment_may_be(tiny_store: str, tmp_path: Path):
+    where = ["--corpus", "didemo", "--split", "val", "--store", tiny_store, "--json", str(tmp_path / "a.json")]
+    common = ["--model", "debug", "--steps", "1", "--batch", "4", "--pool", "4", "--tracking.kind", "none"]
+    for recipe, extra, limits in (
+        ("finetune_didemo", [], (3, 6)),
+        ("finetune_didemo", ["--longest", "9"], (3, 9)),
+        ("finetune_didemo_asr", [], (2, 16)),
     ):
-        where = ["--corpus", corpus, "--split", "val", "--store", tiny_store, "--json", str(tmp_path / "a.json")]
-        assert evaluate.main(["--run", run, *where, *extra, "--dry-run"]) == 0
+        settings = ["--name", recipe, "--store", f"didemo={tiny_store}", "--evaluation.every", "0"]
+        assert train.main([recipe, *settings, *common]) == 0
+        assert evaluate.main(["--run", recipe, *where, *extra, "--dry-run"]) == 0
         facts = json.loads((tmp_path / "a.json").read_text())
         assert (facts["shortest"], facts["longest"]) == limits
+
+
+def test_other_settings_are_another_evaluation(run: str, tiny_store: str, hero_home: Path, tmp_path: Path, caplog):
+    where = ["--run", run, "--corpus", "synthetic", "--split", "val", "--store", tiny_store]
+    variants = {"": [], "-nms_0.5": ["--nms", "0.5"], "-longest_5": ["--longest", "5"]}
+    found = {}
+    for label, extra in (*variants.items(), ("", [])):
+        assert evaluate.main([*where, *extra, "--json", str(tmp_path / "a.json")]) == 0
+        found[label] = json.loads((tmp_path / "a.json").read_text())
+        folder = hero_home / "runs" / run / "evaluations" / f"synthetic-val-step_00000003{label}"
+        kept = json.loads((folder / "metrics.json").read_text())
+        assert kept == found[label], "what was asked stands beside the numbers"
+    recorded = {}
+    for line in (hero_home / "runs" / run / "metrics.jsonl").read_text().splitlines():
+        recorded.update(json.loads(line)["metrics"])
+    for label, facts in found.items():
+        for name, value in facts["metrics"].items():
+            assert recorded[f"eval/synthetic/val{label}/{name}"] == pytest.approx(value)
+    assert not caplog.records
+    for limit in ("0.1", "0.9"):
+        assert evaluate.main([*where, "--nms", limit, "--name", "x"]) == 0
+    assert "holds other numbers for this evaluation" in caplog.text
+
+
+def test_suppression_afterwards_is_suppression_at_once(run: str, tiny_store: str, hero_home: Path, tmp_path: Path):
+    where = ["--run", run, "--corpus", "synthetic", "--split", "test", "--store", tiny_store]
+    assert evaluate.main(where) == 0
+    assert evaluate.main([*where, "--nms", "0.5", "--json", str(tmp_path / "at-once.json")]) == 0
+    folder = hero_home / "runs" / run / "evaluations" / "synthetic-test-step_00000003"
+    table = FeatureStore.open(tiny_store).annotations("moments", "test")
+    rows = zip(table.ids, table.videos, table.spans_s.tolist(), strict=True)
+    reference = [
+        {"desc_id": name, "vid_name": video, "ts": span, "desc": "x", "duration": 60.0} for name, video, span in rows
+    ]
+    (tmp_path / "reference.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reference))
+    scored = ["--reference", str(tmp_path / "reference.jsonl"), "--corpus", "tvr", "--json", str(tmp_path / "a.json")]
+    at_once = json.loads((tmp_path / "at-once.json").read_text())["metrics"]
+    for name, before, extra in (
+        ("predictions.jsonl", "", ["--nms", "0.5"]),
+        ("predictions.jsonl", "without_nms/", []),
+        ("submission.json", "without_nms/", []),
+    ):
+        assert score.main([str(folder / name), *scored, *extra]) == 0
+        afterwards = json.loads((tmp_path / "a.json").read_text())["metrics"]
+        names = [name for name in afterwards if name.startswith(("vcmr", "svmr"))]
+        assert len(names) > 10
+        assert {name: afterwards[name] for name in names} == pytest.approx(
+            {name: at_once[f"{before}{name}"] for name in names}
+        )
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from hero_model.metrics.base import bootstrap_interval
 from hero_model.metrics.caption import Scores, check_cover, score
 
 MEANS = ("rouge_l", "cider_d")  # metrics of a split that are means over its clips: BLEU and METEOR pool counts
+_WITHOUT = "METEOR is left out and words are split by a plain rule instead of the PTB tokenizer"
 _PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())
 _TOKENIZER = "tokenizer/stanford-corenlp-3.4.1.jar"
 _METEOR = "meteor/meteor-1.5.jar"
@@ -51,21 +52,30 @@ def score_captions(predicted: Mapping[str, str], references: Mapping[str, Sequen
 
     Raises:
         ValueError: The predictions do not cover exactly the reference clips.
-        RuntimeError: A Java program failed.
     """
     check_cover(predicted, references)
     clip_ids = list(predicted)
     owners = [clip for clip in clip_ids for _ in references[clip]]
     given = [_ascii(text) for text in (*predicted.values(), *(text for clip in clip_ids for text in references[clip]))]
     jars, note = _jars()
-    tokenised = [_plain_tokens(text) for text in given] if jars is None else _ptb_tokens(given, jars)
+    tokenised: list[str] = []
+    if jars is not None:
+        try:
+            tokenised = _ptb_tokens(given, jars)
+        except (OSError, RuntimeError) as error:  # such as a java that only says where to get one
+            jars, note = None, f"{_WITHOUT}: {error}"
+    if jars is None:
+        tokenised = [_plain_tokens(text) for text in given]
     hypotheses = dict(zip(clip_ids, tokenised[: len(clip_ids)], strict=True))
     by_clip: dict[str, list[str]] = {clip: [] for clip in clip_ids}
     for clip, text in zip(owners, tokenised[len(clip_ids) :], strict=True):
         by_clip[clip].append(text)
     metrics = score(hypotheses, by_clip)
     if jars is not None:
-        metrics["meteor"] = _meteor([(hypotheses[clip], by_clip[clip]) for clip in clip_ids], jars)
+        try:
+            metrics["meteor"] = _meteor([(hypotheses[clip], by_clip[clip]) for clip in clip_ids], jars)
+        except (OSError, RuntimeError) as error:
+            note = f"METEOR is left out: {error}"
     return CaptionScores(
         values={name: 100.0 * scores.corpus for name, scores in metrics.items()},
         clips={name: [100.0 * value for value in scores.clips] for name, scores in metrics.items()},
@@ -97,12 +107,11 @@ def _plain_tokens(text: str) -> str:
 
 def _jars() -> tuple[Path | None, str]:
     """The folder of the jars, or why there is none."""
-    without = "METEOR is left out and words are split by a plain rule instead of the PTB tokenizer"
     package = importlib.util.find_spec("pycocoevalcap")
     if package is None or not package.submodule_search_locations:
-        return None, f"{without}: pycocoevalcap is not installed (pip install 'hero-platform[captions]')"
+        return None, f"{_WITHOUT}: pycocoevalcap is not installed (pip install 'hero-platform[captions]')"
     if shutil.which("java") is None:
-        return None, f"{without}: there is no java on the PATH"
+        return None, f"{_WITHOUT}: there is no java on the PATH"
     return Path(next(iter(package.submodule_search_locations))), ""
 
 

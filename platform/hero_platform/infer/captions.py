@@ -117,7 +117,8 @@ class CaptionEvaluation:
     def figures(self) -> dict[str, Figure]:
         """A few clips with what was written and what people wrote, spread from the best to the worst."""
         order = list(self.clips.ids)
-        if self.scores is not None:
+        if self.scores is not None:  # some clips may hide their captions
+            order = list(self.scores.clip_ids)
             cider = dict(zip(self.scores.clip_ids, self.scores.clips["cider_d"], strict=True))
             order.sort(key=lambda clip: -cider[clip])
         places = np.linspace(0, len(order) - 1, min(NUM_SHOWN, len(order))).round().astype(int)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 class Settings:
     """How a split is answered; each kind of task reads its own."""
 
-    decoding: Decoding = field(default_factory=Decoding)  # retrieval
+    decoding: Decoding | None = None  # retrieval: None is that of the task
     suppress_above: float | None = None  # retrieval: drop spans that overlap a better one more than this
     official_truncation: bool = False  # retrieval: suppress among the first 100 answers, as officially
     official_unravelling: bool = False  # retrieval: decode moments with the official defect
@@ -190,16 +190,23 @@ class Split:
         }
 
 
-def write_evaluation(folder: str, evaluation: Evaluation) -> list[str]:
-    """Write all files of an evaluation; returns their paths."""
+def write_evaluation(folder: str, evaluation: Evaluation, asked: Mapping[str, Any]) -> list[str]:
+    """Write all files of an evaluation over those of an earlier one; returns their paths.
+
+    Args:
+        folder: where.
+        evaluation: what came out.
+        asked: how it was made, which `metrics.json` says beside the numbers.
+    """
     official = evaluation.submission()
     contents = {
-        "metrics.json": (json.dumps(evaluation.results(), indent=2) + "\n").encode(),
+        "metrics.json": (json.dumps({**asked, **evaluation.results()}, indent=2) + "\n").encode(),
         "predictions.jsonl": json_lines(evaluation.predictions()).encode(),
         official.name: official.text.encode(),
     }
     for name, figure in evaluation.figures().items():
         contents[f"plots/{name}.png"] = render(figure, f"{name}.png")
+    files.remove_tree(files.join(folder, "plots"))  # of an earlier evaluation: another task has other pictures
     files.makedirs(files.join(folder, "plots"))
     for name, content in contents.items():
         files.write_bytes(files.join(folder, name), content)

@@ -1,6 +1,6 @@
 """Moment and video retrieval on a split: rankings of every query, and what they are worth (hero.md 4.2, 4.3).
 
-In the submission, a query without an integer id is its number in the split.
+In the submission, ids that are numbers are written as numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hero_model.tasks import MomentRetrieval, VideoRetrieval
 from hero_platform.infer.embed import Embedder
 from hero_platform.infer.evaluation import Model, Settings, Submission
 from hero_platform.infer.on_ray import on_ray
-from hero_platform.infer.retrieve import official_unravelling
+from hero_platform.infer.retrieve import Decoding, official_unravelling
 from hero_platform.infer.search import Here, Part, Request, Team, find_moments, find_videos, threads
 from hero_platform.report.plots import MomentCase, moments_figure, recall_figure, times_figure
 from hero_platform.report.table import result_lines
@@ -98,7 +98,9 @@ class MomentEvaluation:
     """Answers to every query of a split, and what they are worth."""
 
     corpus: Corpus
-    rankings: dict[str, Ranked]  # "vcmr", "svmr" and "vr", or "vr" alone; suppressed if the evaluation asked for it
+    # "vcmr", "svmr" and "vr", or "vr" alone: suppressed and cut if the evaluation asked for it, else all that were
+    # found, so that suppression can follow (`jobs.score --nms`)
+    rankings: dict[str, Ranked]
     metric: RetrievalMetric
     plain: RetrievalMetric | None  # the same without suppression, where the evaluation asked for it
     lengths_B: np.ndarray  # [B] int64 frames searched of each video
@@ -142,18 +144,18 @@ class MomentEvaluation:
         """`{"video2idx", "VCMR", "SVMR", "VR"}`; videos are numbered as the benchmark does, else in order of name."""
         corpus = self.corpus
         ids = [corpus.table.ids[row] for row in corpus.queries.tolist()]
-        numbers = [int(name) for name in ids] if all(name.isdigit() for name in ids) else list(range(len(ids)))
         names = corpus.video_ids
         order = self.numbers or {name: number for number, name in enumerate(sorted(names))}
         result: dict[str, Any] = {"video2idx": order}
         for task, ranked in self.rankings.items():
+            counted = ranked.top(MAX_ANSWERS)
             result[task.upper()] = [
                 {
-                    "desc_id": number,
+                    "desc_id": int(name) if name.isdecimal() else name,
                     "desc": "",
-                    "predictions": [[order[names[int(video)]], *rest] for video, *rest in ranked.rows(query)],
+                    "predictions": [[order[names[int(video)]], *rest] for video, *rest in counted.rows(query)],
                 }
-                for query, number in enumerate(numbers)
+                for query, name in enumerate(ids)
             ]
         return Submission("submission.json", json.dumps(result) + "\n")
 
@@ -205,7 +207,7 @@ def evaluate_moments(
     model.check_store(corpus.store)
     if settings.video_numbers is not None:
         _check_numbers(settings.video_numbers, corpus.video_ids)
-    request = Request(corpus.rows, corpus.queries, corpus.own_video_Q, settings.decoding)
+    request = Request(corpus.rows, corpus.queries, corpus.own_video_Q, settings.decoding or Decoding.of(task))
     places_Q = None
     with _team(corpus, model, task, settings, request) as team:
         if isinstance(task, VideoRetrieval):
@@ -222,7 +224,6 @@ def evaluate_moments(
     if (limit := settings.suppress_above) is not None:
         plain = _metric(corpus, rankings, places_Q)
         rankings |= {name: rankings[name].suppressed(limit) for name in ("vcmr", "svmr") if name in rankings}
-    rankings = {name: ranked.top(MAX_ANSWERS) for name, ranked in rankings.items()}
     metric = _metric(corpus, rankings, places_Q)
     return MomentEvaluation(corpus, rankings, metric, plain, timing.num_frames, settings.video_numbers)
 
@@ -231,7 +232,7 @@ def _metric(corpus: Corpus, rankings: Mapping[str, Ranked], places_Q: np.ndarray
     """Count the queries whose video is known; a hidden split has predictions and no metrics."""
     metric, known_Q = RetrievalMetric(), corpus.known_Q
     if known_Q.any():
-        known = {name: ranked.rows_at(known_Q) for name, ranked in rankings.items()}
+        known = {name: ranked.top(MAX_ANSWERS).rows_at(known_Q) for name, ranked in rankings.items()}
         metric.update(corpus.truth, **known, places_Q=None if places_Q is None else places_Q[known_Q])
     return metric
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from hero_model.metrics.retrieval import Ranked
 from hero_model.nn.heads import QueryHead
 from hero_model.packed.batch import Layout
+from hero_model.tasks import MomentRetrieval
 from hero_platform.infer.embed import UNIT_QUERIES, UNIT_VIDEOS, Timing, VideoStates, units
 
 
@@ -40,6 +41,12 @@ class Decoding:
     num_spans: int = 200  # spans of a query that are kept
     shortest: int = 2  # a span has more than `shortest` frames ...
     longest: int = 16  # ... and at most `longest`
+
+    @classmethod
+    def of(cls, task: object, **others: int) -> Decoding:
+        """With the lengths of a task that finds moments, unless `others` has them."""
+        lengths = {"shortest": task.shortest, "longest": task.longest} if isinstance(task, MomentRetrieval) else {}
+        return cls(**{**lengths, **others})  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         """Check the settings."""

@@ -7,6 +7,7 @@ Legend: Q queries of the reference.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,8 +129,10 @@ def _row(where: str, row: Any) -> list[Any]:
         raise ValueError(f"{where}: an answer is [video, start, end, score] or [video, score], not {row!r}")
     try:
         numbers = [float(value) for value in row[1:]]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: an answer holds a number that is none: {row!r}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{where}: an answer holds a number that is none: {str(row)[:80]}") from error
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{where}: an answer holds a number that is not finite: {row!r}")
     return [row[0], 0.0, 0.0, *numbers] if len(row) == 2 else [row[0], *numbers]
 
 

@@ -108,8 +108,8 @@ def newest_step(folder: str, steps: int) -> int:
 def _result(config: RunConfig, folder: str, start: int) -> RunResult:
     newest = snapshot.choose(home.checkpoints_dir(config.name), "last")
     step = max(snapshot.checkpoints(home.checkpoints_dir(config.name)))
-    digest = files.sha256_file(files.join(newest, "model.safetensors"))
-    return RunResult(config.name, "finished" if step >= config.steps else "interrupted", step, start, folder, digest)
+    status = "finished" if step >= config.steps else "interrupted"
+    return RunResult(config.name, status, step, start, folder, snapshot.weights_digest(newest))
 
 
 def _here(config: RunConfig, folder: str, start: int, stop: threading.Event) -> None:

@@ -175,7 +175,8 @@ def keep_results(tracker: Tracker, config: RunConfig, folder: str) -> None:
 def keep_evaluation(config: RunConfig, folder: str, step: int, name: str, results: Mapping[str, float]) -> Tracker:
     """Open the tracker of a run that ended and record an evaluation of its checkpoint of `step`.
 
-    Evaluating the same checkpoint again records nothing twice. The caller adds files, then calls `close_evaluation`.
+    Evaluating the same checkpoint again records nothing twice; other numbers under the same name are a warning, and
+    those recorded first stay. The caller adds files, then calls `close_evaluation`.
 
     Args:
         config: of the run.
@@ -186,8 +187,14 @@ def keep_evaluation(config: RunConfig, folder: str, step: int, name: str, result
     """
     tracker = make_tracker(config, folder)
     tracker.start(run_info(config, resume_step=max(step, config.steps), same_split=True, provenance={}))
-    held = {metric for metric, points in tracker.history(f"eval/{name}/").items() if step in points}
+    points = tracker.history(f"eval/{name}/")
+    held = {metric: values[step] for metric, values in points.items() if step in values}
     named = {f"eval/{name}/{metric}": value for metric, value in results.items()}
+    if other := [m for m, value in held.items() if m in named and not math.isclose(value, named[m], rel_tol=1e-9)]:
+        logger.warning(
+            "run %s holds other numbers for this evaluation (%s is %g, now %g) and keeps them: --name records new ones",
+            config.name, other[0], held[other[0]], named[other[0]],
+        )  # fmt: skip
     tracker.log(step, {metric: value for metric, value in named.items() if metric not in held})
     return tracker
 

@@ -175,6 +175,15 @@ def shapes(path: str) -> dict[str, tuple[int, ...]]:
             raise ValueError(f"{where} is damaged: {error}") from error
 
 
+def weights_digest(path: str) -> str:
+    """Hex SHA-256 of the weights of a checkpoint, as its commit record has it.
+
+    Raises:
+        ValueError: the record is missing or damaged.
+    """
+    return str(_read_commit(path)["files"]["model.safetensors"]["sha256"])
+
+
 def digest_of(commit: Mapping[str, Any]) -> str:
     """Hex SHA-256 of the commit record itself, so that a flipped bit in it is found too."""
     return hashlib.sha256(json.dumps(commit, sort_keys=True).encode()).hexdigest()

@@ -77,10 +77,11 @@ def test_evaluation_counts_each_query_once_and_writes_what_it_found(store, confi
     corpus = Corpus.open(store, "val")
     evaluation = found_in(corpus, module, config)
     assert corpus.left_out == 0 and len(corpus.queries) == len(store.annotations("moments", "val"))
-    paths = write_evaluation(str(tmp_path), evaluation)
+    paths = write_evaluation(str(tmp_path), evaluation, {"nms": None})
     names = ["metrics.json", "predictions.jsonl", "submission.json", "recall.png", "times.png", "moments.png"]
     assert [Path(path).name for path in paths] == names and all(Path(path).stat().st_size > 100 for path in paths)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["nms"] is None, "what was asked stands beside the numbers"
     assert metrics["metrics"] == evaluation.metric.compute() and metrics["queries"] == len(corpus.queries)
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert sorted(line["query"] for line in lines) == sorted(corpus.table.ids)
@@ -88,7 +89,8 @@ def test_evaluation_counts_each_query_once_and_writes_what_it_found(store, confi
     name_of = {number: name for name, number in official["video2idx"].items()}
     assert list(official["video2idx"]) == sorted(store.index.ids[store.rows_of("val")])
     for line, entry in zip(lines, official["VCMR"], strict=True):
-        assert [[name_of[video], *rest] for video, *rest in entry["predictions"]] == line["vcmr"]
+        assert entry["desc_id"] == line["query"], "ids that are no numbers stay as they are"
+        assert [[name_of[video], *rest] for video, *rest in entry["predictions"]] == line["vcmr"][:100]
     own_of = dict(zip(corpus.table.ids, corpus.table.videos, strict=True))
     firsts = [line["vr"][0][0] == own_of[line["query"]] for line in lines]
     assert metrics["metrics"]["vr_r1"] == pytest.approx(100 * np.mean(firsts))
@@ -204,7 +206,7 @@ def test_video_retrieval_ranks_videos_and_places_the_right_one(store, config, mo
     assert metrics["vr_median_rank"] == np.median(places) + 1
     assert metrics["vr_mean_rank"] == pytest.approx(np.mean(places) + 1)
     assert metrics["vr_r1"] == pytest.approx(100 * np.mean(np.array(places) == 0))
-    write_evaluation(str(tmp_path), found)
+    write_evaluation(str(tmp_path), found, {})
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert all(sorted(line) == ["query", "text", "vr"] and len(line["vr"]) == 3 for line in lines)
     assert list(json.loads((tmp_path / "submission.json").read_text())) == ["video2idx", "VR"]
@@ -217,7 +219,7 @@ def test_hidden_queries_are_answered_and_not_scored(store, config, module, tmp_p
     seen = found_in(corpus, module, config)
     assert found.results()["metrics"] == {} and found.results()["intervals"] == {}
     assert found.rankings["vcmr"].rows(0) == seen.rankings["vcmr"].rows(0) and found.rankings["svmr"].rows(0) == []
-    write_evaluation(str(tmp_path), found)
+    write_evaluation(str(tmp_path), found, {})
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == len(corpus.queries)
 
 
