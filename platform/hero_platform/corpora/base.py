@@ -12,7 +12,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from hero_platform import files
@@ -57,8 +57,10 @@ class Corpus:
                 continue
             try:
                 for example in self.convert(row, split):
-                    known = example.id in seen
-                    yield Reject(example.id, row.where, "duplicate id: the first stays") if known else example
+                    if example.id in seen:
+                        yield Reject(example.id, row.where, "duplicate id: the first stays")
+                    else:
+                        yield replace(example, where=row.where)
                     seen.add(example.id)
             except KeyError as error:
                 yield Reject("", row.where, f"the row has no {error.args[0]!r}")
