@@ -90,6 +90,14 @@ def test_a_file_without_a_row_that_can_be_stored_changes_nothing(store, tmp_path
     assert contents(tmp_path) == before | {path: Path(path).read_bytes()}
 
 
+def test_only_a_corpus_of_video_files_loses_the_ending_of_its_names(store, tmp_path):
+    path = tmp_path / "how2r.csv"
+    path.write_text('val-000001,[180:240],[190:200],"a clip that the store has not"\n', "utf-8")
+    assert build_store.main(["annotations", "--corpus", "how2r", "--split", "x", str(path), "--store", store]) == 0
+    table = FeatureStore.open(store).annotations("moments", "x")
+    assert table.videos.tolist() == ["val-000001.3"] and table.video_rows.tolist() == [-1]
+
+
 def test_a_row_that_cannot_be_stored_is_named_by_file_and_line(store, tmp_path, capsys):
     path = tvr(tmp_path, "x", "\ud800", "x " * 5000)
     assert build_store.main(["annotations", "--corpus", "tvr", "--split", "val", path, "--store", store]) == 0

@@ -52,7 +52,8 @@ def add_annotations(
         if isinstance(found, Reject):
             rejects.append(found)
         else:
-            examples.append(replace(found, video=stored_name(found.video, store.index.row_of)))
+            video = stored_name(found.video, store.index.row_of) if corpus.video_files else found.video
+            examples.append(replace(found, video=video))
     if not examples:
         raise ValueError(
             f"{path}: no annotation of {corpus.name} in it" + (f": {rejects[0].reason}" if rejects else "")
@@ -73,6 +74,6 @@ def add_annotations(
 
 
 def stored_name(video: str, known: Mapping[str, int]) -> str:
-    """The store's id of a video: its name, or its name without the ending of a file (DiDeMo names files)."""
+    """The store's id of a video: its name, or its name without the ending of a file."""
     stem = os.path.splitext(video)[0]
     return stem if video not in known and stem in known else video

@@ -43,6 +43,7 @@ class Corpus:
     max_frames: int = 100  # of a clip, as published
     shortest: int = 2  # a predicted moment has more than `shortest` frames ...
     longest: int = 16  # ... and at most `longest`
+    video_files: bool = False  # names videos by their files, with an ending that a store may not have
 
     def read(self, path: str, split: str) -> Iterator[Annotation | Reject]:
         """Every annotation of a file in its order; a malformed row is a reject that names file and line.
