@@ -49,7 +49,14 @@ FIXTURES: dict[str, tuple[str, list[str], list[str]]] = {  # corpus -> file name
     "how2r": (
         "how2r.csv",
         ["id,[60:120],[74.28:84.4],a query", 'id,[0:60],[1.0:2.5],"one, two",'],
-        ["id,[0:60],[70:80],outside", "id,[0:60],query", "id,[0-60],[1:2],dash", "id,[0:60],[1:2],"],
+        [
+            'id,[0:60],[1:2],"open',
+            f"id,[0:60],[1:2],{'x' * 200_000}",
+            "id,[0:60],[70:80],outside",
+            "id,[0:60],query",
+            "id,[0-60],[1:2],dash",
+            "id,[0:60],[1:2],",
+        ],
     ),
     "how2qa": (
         "how2qa.csv",
@@ -164,8 +171,18 @@ def test_questions_statements_and_captions(read):
     assert [(one.id, one.group, one.text) for one in captions] == [("1", "9", "a"), ("2", "9", "b"), ("10", "10", "")]
 
 
+def test_a_quote_left_open_loses_its_own_row_only(tmp_path: Path):
+    path = tmp_path / "how2r.csv"
+    path.write_bytes(b'id,[0:60],[1:2],"a ""b"", c"\r\nid,[0:60],[1:2],"open\r\n\r\nid,[0:60],[1:2],d\r\n')
+    good, bad = parse("how2r", path)
+    assert [(one.id, one.text) for one in good] == [("1", 'a "b", c'), ("4", "d")]
+    assert [(reject.where, reject.reason) for reject in bad] == [
+        ("how2r.csv:2", "not readable CSV: unexpected end of data")
+    ]
+
+
 def test_files_that_are_none(tmp_path: Path):
-    for name, content in (("a.jsonl", b"\xff\xfe\xff"), ("b.json", b"[1, 2"), ("c.csv", b'"' + b"x" * 200_000)):
+    for name, content in (("a.jsonl", b"\xff\xfe\xff"), ("b.json", b"[1, 2")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=name):
             parse("tvr", tmp_path / name)
