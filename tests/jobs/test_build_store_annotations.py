@@ -129,6 +129,7 @@ def test_mistakes_are_one_line(store, tmp_path, capsys):
         (["--corpus", "didemo", path], "--split names the split"),
         (["--corpus", "dideno", "--split", "x", path], "no annotation files are known for 'dideno'"),
         (["--corpus", "didemo"], "nothing to do"),
+        (["--corpus", "didemo", "--split", "x", str(tmp_path)], f"{tmp_path} is a folder, where a file is needed"),
         (["--corpus", "didemo", "--splits", f"a={tmp_path}/none.json"], "not there"),
     ):
         assert build_store.main(["annotations", "--store", store, *extra]) == 2

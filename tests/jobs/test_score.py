@@ -106,6 +106,27 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys):
         assert message in error and error.count("\n") == 1
 
 
+def test_a_folder_for_a_file_is_one_line(tmp_path: Path, capsys):
+    given = write_lines(tmp_path / "p.jsonl", [{"query": "1", "vr": [["a", 1]]}])
+    reference = write_lines(tmp_path / "r.jsonl", [{"desc_id": 1, "desc": "x", "vid_name": "a", "ts": [9, 12]}])
+    folder = str(tmp_path / "folder")
+    Path(folder).mkdir()
+    for words in (
+        [folder, "--reference", reference],
+        [given, "--reference", folder],
+        [given, "--reference", reference, "--json", folder],
+    ):
+        assert score.main(words) == 2
+        assert (
+            capsys.readouterr().err
+            == f"python -m jobs.score: {folder} is a folder, where a file is needed: name a file\n"
+        )
+    for inside in ("x.json", "deeper/x.json"):
+        assert score.main([given, "--reference", reference, "--json", f"{given}/{inside}"]) == 2
+        error = capsys.readouterr().err
+        assert f"{given}" in error and "a part of this path is a file" in error and error.count("\n") == 1
+
+
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
