@@ -43,6 +43,7 @@ class Corpus:
     max_frames: int = 100  # of a clip, as published
     shortest: int = 2  # a predicted moment has more than `shortest` frames ...
     longest: int = 16  # ... and at most `longest`
+    row_types: tuple[type, ...] = (dict,)  # of a row's value: dict of a JSON object, list of a CSV line
     video_files: bool = False  # names videos by their files, with an ending that a store may not have
 
     def read(self, path: str, split: str) -> Iterator[Annotation | Reject]:
@@ -56,6 +57,9 @@ class Corpus:
             if isinstance(row, Reject):
                 yield row
                 continue
+            if not isinstance(row.value, self.row_types):
+                found, published = ("CSV", "JSON") if isinstance(row.value, list) else ("JSON", "CSV")
+                raise ValueError(f"{path} is {found}, but {self.name} publishes {published}: whose file is it?")
             try:
                 for example in self.convert(row, split):
                     if example.id in seen:

@@ -87,6 +87,10 @@ FIXTURES: dict[str, tuple[str, list[str], list[str]]] = {  # corpus -> file name
         ],
         [
             json.dumps({"qid": 7, "q": "why?", "vid_name": "v", "answer_idx": 5, **ANSWERS}),
+            *(
+                json.dumps({"qid": 9, "q": "why?", "vid_name": "v", "answer_idx": index, **ANSWERS})
+                for index in (2.9, True, -1, "", "b", [1])
+            ),
             json.dumps({"qid": 8, "q": "why?", "vid_name": "v", **ANSWERS, "a4": None}),
         ],
     ),
@@ -188,6 +192,19 @@ def test_files_that_are_none(tmp_path: Path):
             parse("tvr", tmp_path / name)
     with pytest.raises(ValueError, match="not there"):
         parse("tvr", tmp_path / "nothing.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "line", "message"),
+    [
+        ("tvr", "how2r.csv", "id,[0:60],[1:2],x", "how2r.csv is CSV, but tvr publishes JSON"),
+        ("how2r", "tvr.jsonl", '{"desc_id": 1}', "tvr.jsonl is JSON, but how2r publishes CSV"),
+    ],
+)
+def test_a_file_of_another_form_is_one_error(name: str, file: str, line: str, message: str, tmp_path: Path):
+    (tmp_path / file).write_text(line + "\n")
+    with pytest.raises(ValueError, match=message):
+        parse(name, tmp_path / file)
 
 
 def test_reachability_by_hand():
