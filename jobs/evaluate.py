@@ -82,6 +82,9 @@ def _job(own: argparse.Namespace) -> int:
     from hero_platform.infer.evaluators import EVALUATORS, evaluated_task
     from hero_platform.store.reader import FeatureStore
 
+    home.check_name("corpus", own.corpus)  # it names the folder where --name does not
+    if own.name:
+        home.check_name("evaluation", own.name)
     checkpoint = _checkpoint(own)
     settings = _settings(own, checkpoint)
     store = FeatureStore.open(_store(own))
