@@ -30,11 +30,14 @@ def add_common(parser: argparse.ArgumentParser, *, name: str) -> None:
 
 
 def run_job(program: str, job: Callable[[], int]) -> int:
-    """Run a job; a user's mistake (`ValueError`, a missing file) is one line and exit code 2."""
+    """Run a job; a user's mistake (`ValueError`, a missing file, a folder for a file) is one line and exit code 2."""
     try:
         return job()
     except (ValueError, FileNotFoundError, PermissionError) as error:
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+        print(f"{program}: {_misplaced(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         from hero_platform.files import is_full
@@ -46,6 +49,14 @@ def run_job(program: str, job: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"{program}: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
+
+
+def _misplaced(error: OSError) -> str:
+    """What to say of a folder where a file belongs, or the other way round."""
+    path = error.filename2 or error.filename  # of a rename the second, which is what the user named
+    if isinstance(error, IsADirectoryError):
+        return f"{path} is a folder, where a file is needed: name a file"
+    return f"{path}: a part of this path is a file, where a folder is needed: name another path"
 
 
 def write_json(path: str | None, result: dict[str, Any]) -> None:

@@ -85,6 +85,9 @@ def _job(own: argparse.Namespace) -> int:
     from hero_platform.store.reader import FeatureStore
     from hero_platform.train import snapshot
 
+    home.check_name("corpus", own.corpus)  # it names the folder where --name does not
+    if own.name:
+        home.check_name("evaluation", own.name)
     checkpoint = _checkpoint(own)
     store = FeatureStore.open(_store(own))
     module, config = load_model(checkpoint)

@@ -59,7 +59,7 @@ def add_sources(commands: Any) -> None:
     synthetic.add_argument("--annotated-train", type=_count, metavar="N", help="train videos that carry annotations")
     synthetic.add_argument("--shuffle-subtitles", action="store_true", help="control: subtitles of other videos")
     synthetic.add_argument(
-        "--hide", choices=["frames", "subtitles"], default="", help="zero the frames, or empty the subtitles"
+        "--hide", choices=["frames", "subtitles"], default="", help="frames are only noise, or subtitles have no words"
     )
     synthetic.add_argument("--corpus", default="synthetic", help="name of the data set (default synthetic)")
 

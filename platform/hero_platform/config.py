@@ -6,6 +6,7 @@ Fields are of two kinds. *Identity* fields decide the results: the same run name
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from operator import attrgetter
 from typing import Any, Literal
@@ -169,6 +170,8 @@ LEAST = {
         "checkpoint.max_failed",
         "evaluation.batch",
         "tracking.log_every",
+        "optim.published_gpus",
+        "optim.published_accumulation",
     ),
     0: (
         *(
@@ -182,6 +185,7 @@ LEAST = {
             "scale.grow_every_s",
         ),
         *("scale.threads_per_worker", "scale.gpus_per_worker", "scale.prefetch"),
+        *("optim.lr", "optim.head_lr_multiplier", "optim.weight_decay", "optim.clip_norm"),
     ),
 }
 
@@ -192,8 +196,9 @@ def check(config: RunConfig) -> None:
         raise ValueError("the mixture is empty: a run needs at least one task")
     for least, names in LEAST.items():
         for name in names:
-            if (value := attrgetter(name)(config)) < least:
+            if not (value := attrgetter(name)(config)) >= least:  # nan is not either
                 raise ValueError(f"{name} must be at least {least}, not {value}")
+    _check_optim(config.optim)
     model = config.model
     table, most = (
         ("max_segment_frames", model.max_segment_frames)
@@ -223,6 +228,17 @@ def check(config: RunConfig) -> None:
         )
     if config.schedule.warmup > config.schedule.total:
         raise ValueError(f"schedule.warmup {config.schedule.warmup} is longer than schedule.total")
+
+
+def _check_optim(optim: OptimConfig) -> None:
+    """Refuse numbers of the optimiser with which no update can be right."""
+    for name in ("lr", "head_lr_multiplier", "weight_decay"):
+        if math.isinf(value := getattr(optim, name)):
+            raise ValueError(f"optim.{name} must be finite, not {value}")
+    if not all(0 <= beta < 1 for beta in optim.betas):
+        raise ValueError(f"optim.betas must be at least 0 and less than 1, not {optim.betas}")
+    if not 0 < optim.eps < math.inf:
+        raise ValueError(f"optim.eps must be more than 0 and finite, not {optim.eps}")
 
 
 def identity(value: Any) -> Any:

@@ -16,14 +16,27 @@ def root() -> str:
     return home.rstrip("/") if files.is_remote(home) else os.path.abspath(home)
 
 
+def check_name(what: str, name: str) -> None:
+    """Refuse a name that could not be a folder's name.
+
+    Args:
+        what: the name's owner, for the message: run, evaluation, ...
+        name: what a user called it.
+
+    Raises:
+        ValueError: it holds other characters than a folder's name may.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{what} name {name!r} may only hold letters, digits and . _ = -, a letter or digit first")
+
+
 def run_dir(name: str) -> str:
     """Folder of a run.
 
     Raises:
         ValueError: the name could not be a folder's name.
     """
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"run name {name!r} may only hold letters, digits and . _ = -, a letter or digit first")
+    check_name("run", name)
     return files.join(root(), "runs", name)
 
 

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -72,6 +73,25 @@ def test_differences_name_the_fields() -> None:
 def test_sizes_that_cannot_be_are_one_sentence(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(recipe("pretrain_tv"), **change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"lr": value} for value in (math.nan, math.inf, -1.0)),
+        *({"head_lr_multiplier": value} for value in (math.nan, math.inf, -1.0)),
+        *({"weight_decay": value} for value in (math.nan, math.inf, -0.1)),
+        *({"clip_norm": value} for value in (math.nan, -1.0)),
+        *({"eps": value} for value in (math.nan, math.inf, 0.0, -1e-6)),
+        *({"betas": value} for value in ((1.0, 0.9), (0.9, -0.1), (math.nan, 0.9))),
+        {"published_gpus": 0},
+        {"published_accumulation": 0},
+    ],
+)
+def test_optimiser_numbers_that_cannot_be_are_one_sentence(change: dict) -> None:
+    config = recipe("pretrain_tv")
+    with pytest.raises(ValueError, match=rf"^optim\.{next(iter(change))} must be "):
+        replace(config, optim=replace(config.optim, **change))
 
 
 def test_too_many_workers_for_a_pool_says_the_arithmetic() -> None:

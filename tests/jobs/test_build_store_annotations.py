@@ -69,6 +69,55 @@ def test_the_same_file_gives_the_same_table_with_the_vocabulary_the_store_carrie
     assert digests[0] == digests[1] and len(list(Path(store).glob("annotations/moments/extra-*"))) == 1
 
 
+def tvr(tmp_path: Path, *texts: str) -> str:
+    rows = [
+        {"vid_name": "val-000001", "ts": [1, 4], "desc": text, "desc_id": number} for number, text in enumerate(texts)
+    ]
+    path = tmp_path / "tvr.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return str(path)
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_a_file_without_a_row_that_can_be_stored_changes_nothing(store, tmp_path, capsys):
+    before = contents(tmp_path)
+    path = tvr(tmp_path, "\ud800")
+    assert build_store.main(["annotations", "--corpus", "tvr", "--split", "val", path, "--store", store]) == 2
+    assert "no annotation of tvr can be stored: undecodable text" in capsys.readouterr().err
+    assert contents(tmp_path) == before | {path: Path(path).read_bytes()}
+
+
+def test_only_a_corpus_of_video_files_loses_the_ending_of_its_names(store, tmp_path):
+    path = tmp_path / "how2r.csv"
+    path.write_text('val-000001,[180:240],[190:200],"a clip that the store has not"\n', "utf-8")
+    assert build_store.main(["annotations", "--corpus", "how2r", "--split", "x", str(path), "--store", store]) == 0
+    table = FeatureStore.open(store).annotations("moments", "x")
+    assert table.videos.tolist() == ["val-000001.3"] and table.video_rows.tolist() == [-1]
+
+
+def test_a_row_that_cannot_be_stored_is_named_by_file_and_line(store, tmp_path, capsys):
+    path = tvr(tmp_path, "x", "\ud800", "x " * 5000)
+    assert build_store.main(["annotations", "--corpus", "tvr", "--split", "val", path, "--store", store]) == 0
+    printed = capsys.readouterr().out
+    assert "  tvr.jsonl:2: undecodable text\n" in printed
+    assert "  tvr.jsonl:3: a text of 5000 tokens, at most 511 fit the model\n" in printed
+    assert FeatureStore.open(store).annotations("moments", "val").ids.tolist() == ["0"]
+
+
+@pytest.mark.parametrize("split", ["../../evil", "a/b", ".hidden", "..", "two words"])
+@pytest.mark.parametrize("extra", [[], ["--dry-run"]])
+def test_a_split_names_a_table_and_no_other_place(split, extra, store, tmp_path, capsys):
+    path = tvr(tmp_path, "x")
+    before = contents(tmp_path)
+    assert build_store.main(["annotations", "--corpus", "tvr", "--split", split, path, "--store", store, *extra]) == 2
+    error = capsys.readouterr().err
+    assert f"split name {split!r} may only hold" in error and error.count("\n") == 1
+    assert contents(tmp_path) == before
+
+
 def test_mistakes_are_one_line(store, tmp_path, capsys):
     path = didemo(tmp_path, "val-000001")
     (tmp_path / "other.txt").write_text("other\nwords\n", "utf-8")
@@ -80,6 +129,7 @@ def test_mistakes_are_one_line(store, tmp_path, capsys):
         (["--corpus", "didemo", path], "--split names the split"),
         (["--corpus", "dideno", "--split", "x", path], "no annotation files are known for 'dideno'"),
         (["--corpus", "didemo"], "nothing to do"),
+        (["--corpus", "didemo", "--split", "x", str(tmp_path)], f"{tmp_path} is a folder, where a file is needed"),
         (["--corpus", "didemo", "--splits", f"a={tmp_path}/none.json"], "not there"),
     ):
         assert build_store.main(["annotations", "--store", store, *extra]) == 2

@@ -92,6 +92,23 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(writer: str, reason: str, t
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
 
 
+def test_a_folder_and_a_file_in_each_others_place_are_one_line(tmp_path: Path, capsys):
+    source = str(TINY / "weights_pretrain.safetensors")
+    command = ["checkpoint", source, "--config", str(TINY / "config_finetune.json"), "--out"]
+    assert convert.main([*command, str(tmp_path / "hero")]) == 0
+    for ending in ("pt", "safetensors"):
+        folder = tmp_path / f"folder.{ending}"
+        folder.mkdir()
+        assert convert.main(["official", str(tmp_path / "hero" / "step_00000000"), "--out", str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert f"{folder} is a folder, where a file is needed" in error and error.count("\n") == 1
+        assert list(folder.iterdir()) == [] and not list(tmp_path.glob("*.partial"))
+    (tmp_path / "file").write_text("mine")
+    assert convert.main([*command, str(tmp_path / "file")]) == 2
+    error = capsys.readouterr().err
+    assert "a part of this path is a file" in error and error.count("\n") == 1
+
+
 def test_mistakes_are_one_line(tmp_path: Path, capsys):
     save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors")
     for words, message in (

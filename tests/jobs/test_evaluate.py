@@ -74,10 +74,12 @@ def test_submissions_name_videos_by_the_benchmarks_numbers(run: str, tiny_store:
         (["--checkpoint", "/nowhere"], "/nowhere"),
         (["--run", "short", "--step", "soon"], "--step is a number, best or last"),
         (["--checkpoint", "x", "--step", "3"], "name the folder itself"),
+        (["--checkpoint", "x", "--name", "../../../x"], "evaluation name '../../../x' may only hold letters"),
+        (["--checkpoint", "x", "--corpus", "../x"], "corpus name '../x' may only hold letters"),
     ],
 )
 def test_mistakes_are_one_line(extra: list[str], message: str, tiny_store: str, capsys):
-    assert evaluate.main([*extra, "--corpus", "synthetic", "--split", "val", "--store", tiny_store]) == 2
+    assert evaluate.main(["--corpus", "synthetic", "--split", "val", "--store", tiny_store, *extra]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 

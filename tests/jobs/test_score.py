@@ -106,6 +106,27 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys):
         assert message in error and error.count("\n") == 1
 
 
+def test_a_folder_for_a_file_is_one_line(tmp_path: Path, capsys):
+    given = write_lines(tmp_path / "p.jsonl", [{"query": "1", "vr": [["a", 1]]}])
+    reference = write_lines(tmp_path / "r.jsonl", [{"desc_id": 1, "desc": "x", "vid_name": "a", "ts": [9, 12]}])
+    folder = str(tmp_path / "folder")
+    Path(folder).mkdir()
+    for words in (
+        [folder, "--reference", reference],
+        [given, "--reference", folder],
+        [given, "--reference", reference, "--json", folder],
+    ):
+        assert score.main(words) == 2
+        assert (
+            capsys.readouterr().err
+            == f"python -m jobs.score: {folder} is a folder, where a file is needed: name a file\n"
+        )
+    for inside in ("x.json", "deeper/x.json"):
+        assert score.main([given, "--reference", reference, "--json", f"{given}/{inside}"]) == 2
+        error = capsys.readouterr().err
+        assert f"{given}" in error and "a part of this path is a file" in error and error.count("\n") == 1
+
+
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
@@ -167,6 +188,26 @@ def test_answers_by_hand(tmp_path: Path, capsys):
     assert metrics["span_r1_iou05"] == 100 and metrics["answer_and_span"] == 50
 
 
+@pytest.mark.parametrize("text", ['{\n  "1": 0\n}\n', '\n{"1":\n0}', '{"1": 0}'])
+def test_a_submission_may_stand_on_several_lines(text: str, tmp_path: Path, capsys):
+    reference = write_lines(tmp_path / "r.jsonl", [question(1, 0, "What is it?")])
+    (tmp_path / "s.json").write_text(text)
+    command = [
+        str(tmp_path / "s.json"),
+        "--reference",
+        reference,
+        "--corpus",
+        "tvqa",
+        "--json",
+        str(tmp_path / "a.json"),
+    ]
+    assert score.main(command) == 0
+    assert json.loads((tmp_path / "a.json").read_text())["metrics"]["accuracy"] == 100
+    (tmp_path / "s.json").write_text('{\n  "1": 0,\n  "2" 0\n}\n')
+    assert score.main(command) == 2
+    assert "s.json:3: not readable JSON" in capsys.readouterr().err
+
+
 def test_statements_by_hand(tmp_path: Path):
     rows = [
         {"paired_id": f"a-{number}-{side}", "vid_name": "v", "statement": "x", "answer": side}
@@ -187,6 +228,8 @@ def test_statements_by_hand(tmp_path: Path):
         ("tvqa", '{"question": "1"}', "p.jsonl:1: question 1 has no answer"),
         ("tvqa", '{"1": 0}\n{"1": 0}', "p.jsonl:2: 1 is answered twice"),
         ("tvqa", '{"7": 0}', "nothing the reference asks is answered"),
+        ("tvqa", '{"1": \n{"2": 0}', "p.jsonl:1: not readable JSON"),
+        ("tvqa", '[\n  {"1": 0}\n]', "p.jsonl:1: not a JSON object"),
         ("tvqa", "[1]", "p.jsonl:1: not a JSON object"),
         ("tvqa", "", "no answers in it"),
         ("tvqa", '{"question": "1", "answer": 0, "span": [1]}', "p.jsonl:1: the span of 1"),

@@ -63,6 +63,15 @@ def test_own_flags_need_no_heavy_import(words: list[str]):
         (["pretrain_synthetic", "--store", "synthetic=STORE", "--batch", "100"], "batch 100 is larger than the 24"),
         (["pretrain_synthetic", "--store", "synthetic=STORE", "--steps", "0"], "steps must be at least 1, not 0"),
         (["pretrain_synthetic", "--store", "synthetic=STORE", "--batch", "8", "--name", "a/b"], "run name 'a/b'"),
+        (["pretrain_synthetic", "--store", "synthetic=STORE", "--name", "../x", "--dry-run"], "run name '../x'"),
+        (
+            ["pretrain_synthetic", "--store", "synthetic=STORE", "--optim.lr", "nan"],
+            "optim.lr must be at least 0, not nan",
+        ),
+        (
+            ["pretrain_synthetic", "--store", "synthetic=STORE", "--optim.lr", "-1"],
+            "optim.lr must be at least 0, not -1",
+        ),
         (["pretrain_synthetic", "--store", "synthetic=STORE", "--batch", "8", "--init-from", "it"], "init_from 'it'"),
         (["pretrain_synthetic", "--store", "synthetic=STORE", "-x"], "unknown flag -x"),
         ([*SHORT, "--scale.num-workers", "-1"], "scale.num_workers must be at least 0, not -1"),

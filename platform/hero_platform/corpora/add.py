@@ -11,7 +11,8 @@ from hero_platform import files
 from hero_platform.corpora.base import Corpus
 from hero_platform.corpora.report import corpus_report
 from hero_platform.sources.base import Annotation, Reject
-from hero_platform.store.annotations import table_entries, write_annotations
+from hero_platform.sources.splits import check_split_name
+from hero_platform.store.annotations import check_annotations, table_entries, write_tables
 from hero_platform.store.reader import FeatureStore
 from hero_platform.store.tokens import TokenizerSpec
 
@@ -41,16 +42,18 @@ def add_annotations(
         `report.corpus_report`, and the table's `table` (its file) and `digest` if one was written.
 
     Raises:
-        ValueError: the file has no usable annotation, or the tokenizer is not the store's, or none was given and the
-            store carries none.
+        ValueError: the file has no annotation that can be stored, `split` cannot name a table, the tokenizer is not
+            the store's, or none was given and the store carries none. Then the store is as before.
     """
+    check_split_name(split)
     examples: list[Annotation] = []
     rejects: list[Reject] = []
     for found in corpus.read(path, split):
         if isinstance(found, Reject):
             rejects.append(found)
         else:
-            examples.append(replace(found, video=stored_name(found.video, store.index.row_of)))
+            video = stored_name(found.video, store.index.row_of) if corpus.video_files else found.video
+            examples.append(replace(found, video=video))
     if not examples:
         raise ValueError(
             f"{path}: no annotation of {corpus.name} in it" + (f": {rejects[0].reason}" if rejects else "")
@@ -59,26 +62,18 @@ def add_annotations(
         return corpus_report(corpus, split, examples, rejects, store)
     tokenizer = tokenizer or TokenizerSpec.of_store(store.root, store.manifest.tokenizer)
     tokenizer.check_fits(store.manifest.tokenizer, store.root)
-    parsed = len(rejects)
-    source = {"corpus": corpus.name, "file": files.name_of(path), "sha256": files.sha256_file(path)}
-    rejects += write_annotations(
-        store.root,
-        examples,
-        tokenizer,
-        set(store.index.row_of),
-        files.name_of(path),
-        source | {"rejects": parsed},
-    )
-    left_out = {reject.id for reject in rejects[parsed:]}
-    kept = [example for example in examples if example.id not in left_out]
+    kept, unfit = check_annotations(examples, tokenizer, files.name_of(path))
     if not kept:
-        raise ValueError(f"{path}: no annotation of {corpus.name} can be stored: {rejects[-1].reason}")
+        raise ValueError(f"{path}: no annotation of {corpus.name} can be stored: {unfit[-1].reason}")
+    source = {"corpus": corpus.name, "file": files.name_of(path), "sha256": files.sha256_file(path)}
+    write_tables(store.root, kept, set(store.index.row_of), source | {"rejects": len(rejects)})
+    rejects += unfit
     (entry,) = (e for e in table_entries(store.root) if (e["kind"], e["split"]) == (corpus.kind, split))
     table = {"table": files.join("annotations", corpus.kind, entry["file"]), "digest": entry["sha256"]}
     return corpus_report(corpus, split, kept, rejects, store) | table
 
 
 def stored_name(video: str, known: Mapping[str, int]) -> str:
-    """The store's id of a video: its name, or its name without the ending of a file (DiDeMo names files)."""
+    """The store's id of a video: its name, or its name without the ending of a file."""
     stem = os.path.splitext(video)[0]
     return stem if video not in known and stem in known else video

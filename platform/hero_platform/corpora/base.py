@@ -12,7 +12,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from hero_platform import files
@@ -43,6 +43,8 @@ class Corpus:
     max_frames: int = 100  # of a clip, as published
     shortest: int = 2  # a predicted moment has more than `shortest` frames ...
     longest: int = 16  # ... and at most `longest`
+    row_types: tuple[type, ...] = (dict,)  # of a row's value: dict of a JSON object, list of a CSV line
+    video_files: bool = False  # names videos by their files, with an ending that a store may not have
 
     def read(self, path: str, split: str) -> Iterator[Annotation | Reject]:
         """Every annotation of a file in its order; a malformed row is a reject that names file and line.
@@ -55,10 +57,15 @@ class Corpus:
             if isinstance(row, Reject):
                 yield row
                 continue
+            if not isinstance(row.value, self.row_types):
+                found, published = ("CSV", "JSON") if isinstance(row.value, list) else ("JSON", "CSV")
+                raise ValueError(f"{path} is {found}, but {self.name} publishes {published}: whose file is it?")
             try:
                 for example in self.convert(row, split):
-                    known = example.id in seen
-                    yield Reject(example.id, row.where, "duplicate id: the first stays") if known else example
+                    if example.id in seen:
+                        yield Reject(example.id, row.where, "duplicate id: the first stays")
+                    else:
+                        yield replace(example, where=row.where)
                     seen.add(example.id)
             except KeyError as error:
                 yield Reject("", row.where, f"the row has no {error.args[0]!r}")
@@ -158,13 +165,7 @@ def _rows(path: str) -> Iterator[Row | Reject]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text: {error}") from error
     if name.lower().endswith(".csv"):
-        lines = csv.reader(io.StringIO(text, newline=""))
-        try:
-            for value in lines:
-                if any(cell.strip() for cell in value):
-                    yield Row(f"{name}:{lines.line_num}", lines.line_num, value)
-        except csv.Error as error:
-            raise ValueError(f"{path}:{lines.line_num}: not readable CSV: {error}") from error
+        yield from _csv_rows(name, text)
     elif text.lstrip().startswith("["):
         try:
             entries = json.loads(text)
@@ -179,6 +180,18 @@ def _rows(path: str) -> Iterator[Row | Reject]:
                     yield _object(f"{name}:{place}", place, json.loads(line))
                 except (ValueError, RecursionError) as error:
                     yield Reject("", f"{name}:{place}", f"not readable JSON: {error}")
+
+
+def _csv_rows(name: str, text: str) -> Iterator[Row | Reject]:
+    """Rows of a CSV file. No corpus publishes a cell of several lines, so a quote left open ends with its line."""
+    for place, line in enumerate(io.StringIO(text, newline=""), start=1):
+        try:
+            value = next(csv.reader([line], strict=True))
+        except csv.Error as error:
+            yield Reject("", f"{name}:{place}", f"not readable CSV: {error}")
+            continue
+        if any(cell.strip() for cell in value):
+            yield Row(f"{name}:{place}", place, value)
 
 
 def _object(where: str, place: int, value: Any) -> Row | Reject:

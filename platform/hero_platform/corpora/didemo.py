@@ -38,4 +38,6 @@ def _convert(row: Row, split: str) -> Iterator[Annotation]:
     )
 
 
-DIDEMO = Corpus("didemo", "moments", _convert, licence="BSD-2-Clause", max_frames=20, shortest=3, longest=6)
+DIDEMO = Corpus(
+    "didemo", "moments", _convert, licence="BSD-2-Clause", max_frames=20, shortest=3, longest=6, video_files=True
+)

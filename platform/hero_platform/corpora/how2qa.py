@@ -33,4 +33,4 @@ def _convert(row: Row, split: str) -> Iterator[Annotation]:
     )
 
 
-HOW2QA = Corpus("how2qa", "questions", _convert, licence="MIT")
+HOW2QA = Corpus("how2qa", "questions", _convert, licence="MIT", row_types=(list,))

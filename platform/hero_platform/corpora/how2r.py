@@ -33,4 +33,4 @@ def _convert(row: Row, split: str) -> Iterator[Annotation]:
     )
 
 
-HOW2R = Corpus("how2r", "moments", _convert, licence="MIT", shortest=3, longest=20)
+HOW2R = Corpus("how2r", "moments", _convert, licence="MIT", shortest=3, longest=20, row_types=(list,))

@@ -26,4 +26,11 @@ def _convert(row: Row, split: str) -> Iterator[Annotation]:
     yield Annotation(kind="moments", split=split, id=name, video=video, text=text)
 
 
-MSRVTT = Corpus("msrvtt", "moments", _convert, licence="Apache-2.0 (the list of the 1k-A split)", interval_s=2.0)
+MSRVTT = Corpus(
+    "msrvtt",
+    "moments",
+    _convert,
+    licence="Apache-2.0 (the list of the 1k-A split)",
+    interval_s=2.0,
+    row_types=(list, dict),
+)

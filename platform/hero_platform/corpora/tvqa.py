@@ -15,15 +15,11 @@ from hero_platform.corpora.base import Corpus, Row, number, seconds, words
 from hero_platform.sources.base import Annotation
 
 NUM_ANSWERS = 5
+_LABELS = [str(place) for place in range(NUM_ANSWERS)]
 
 
 def _convert(row: Row, split: str) -> Iterator[Annotation]:
     value = row.value
-    label = value.get("answer_idx")
-    if label is not None:
-        label = int(label)
-        if not 0 <= label < NUM_ANSWERS:
-            raise ValueError(f"answer_idx is {label}, not 0 to {NUM_ANSWERS - 1}")
     start_s, end_s = _span(value.get("ts"))
     yield Annotation(
         kind="questions",
@@ -34,8 +30,17 @@ def _convert(row: Row, split: str) -> Iterator[Annotation]:
         start_s=start_s,
         end_s=end_s,
         answers=tuple(words(value, f"a{place}") for place in range(NUM_ANSWERS)),
-        label=label,
+        label=_label(value.get("answer_idx")),
     )
+
+
+def _label(index: Any) -> int | None:
+    if index is None:
+        return None
+    written = str(index) if isinstance(index, int) and not isinstance(index, bool) else index
+    if written not in _LABELS:
+        raise ValueError(f"answer_idx is {index!r}, not 0 to {NUM_ANSWERS - 1}")
+    return int(written)
 
 
 def _span(span: Any) -> tuple[float, float]:

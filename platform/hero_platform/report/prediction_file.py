@@ -1,4 +1,4 @@
-"""Lines of a prediction file, ours or official: one JSON object each, named by file and line."""
+"""Objects of a prediction file, ours or official: one a line, named by file and line, or one over the whole file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def read_objects(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where each object stands (`file:line`), and the object.
 
     Raises:
-        ValueError: the file is not there or is no UTF-8, or a line is no JSON object.
+        ValueError: the file is not there or is no UTF-8, or a line is no JSON object and nor is the whole.
     """
     if not files.exists(path):
         raise ValueError(f"{path}: not there")
@@ -21,14 +21,28 @@ def read_objects(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         text = files.read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8: {error}") from error
-    for place, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{place}"
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: not readable JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise ValueError(f"{where}: not a JSON object but {line[:40]!r}")
-        yield where, value
+    lines = [(place, line) for place, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if len(lines) > 1 and not _is_json(first := lines[0][1]) and (first.strip() in ("{", "[") or _is_json(text)):
+        lines = [(1, text)]  # indented; else the first line is broken
+    for place, line in lines:
+        yield f"{path}:{place}", _object(path, place, line)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _object(path: str, place: int, text: str) -> dict[str, Any]:
+    """The object written from line `place` on."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        place += error.lineno - 1 if isinstance(error, json.JSONDecodeError) else 0
+        raise ValueError(f"{path}:{place}: not readable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}:{place}: not a JSON object but {text[:40]!r}")
+    return value

@@ -84,6 +84,7 @@ class Annotation:
     spans: tuple[tuple[float, float], ...] = ()  # every annotator's span, where there are several (DiDeMo)
     tag: str = ""  # group by which results are reported (TVR: v, t or vt)
     group: str = ""  # what several annotations share (TVC: the id of the clip that captions describe)
+    where: str = field(default="", compare=False)  # file and line it was read from, for rejects; not stored
 
 
 @runtime_checkable

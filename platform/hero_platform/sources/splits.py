@@ -11,7 +11,18 @@ from hero_platform import files
 
 UNLISTED = "unlisted"  # split of videos that no split file names: kept, read by no recipe unless asked for
 VIDEO_LISTS = ("video_ids.json", "query2video.json")  # in a query database: a hidden split's videos, any other's
+_SPLIT_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # it becomes the name of a file
 _SPLIT_SUFFIX = re.compile(r"_((?:train|val|valid|dev|test)(?:_\w+)?)$")
+
+
+def check_split_name(split: str) -> None:
+    """Refuse what cannot name a split.
+
+    Raises:
+        ValueError: it holds anything but letters, digits and `- _ .`, or starts with a dot.
+    """
+    if not _SPLIT_NAME.fullmatch(split):
+        raise ValueError(f"split name {split!r} may only hold letters, digits and - _ ., and start with no dot")
 
 
 def split_of_name(name: str) -> str:
@@ -30,9 +41,16 @@ def split_of_name(name: str) -> str:
 
 
 def named_path(text: str) -> tuple[str, str]:
-    """Parse `SPLIT=PATH`, or `PATH` whose name ends in the split, into (split, path)."""
+    """Parse `SPLIT=PATH`, or `PATH` whose name ends in the split, into (split, path).
+
+    Raises:
+        ValueError: the split is none that a table can be named by.
+    """
     split, equals, path = text.partition("=")
-    return (split, path) if equals and "/" not in split else (split_of_name(files.name_of(text)), text)
+    if not equals or "/" in split:
+        split, path = split_of_name(files.name_of(text)), text
+    check_split_name(split)
+    return split, path
 
 
 def content_of(path: str, suffixes: tuple[str, ...] = ("",)) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from hero_model.packed.draw import hash_id
 from hero_model.text import Variant
 from hero_platform import files
 from hero_platform.sources.base import Annotation, Reject
+from hero_platform.sources.splits import check_split_name
 from hero_platform.store.align import MAX_TIME_S
 from hero_platform.store.manifest import ANNOTATIONS
 from hero_platform.store.rows import is_text
@@ -30,38 +32,81 @@ def write_annotations(
     tokenizer: TokenizerSpec,
     known: set[str],
     where: str,
-    source: dict[str, Any] | None = None,
 ) -> list[Reject]:
-    """Write every table of `examples` and return the examples left out (bad, repeated, or about an unknown video).
+    """Write every table of `examples` and return the examples left out (bad or repeated).
 
     Args:
         root: the store.
         examples: in any order; a table keeps theirs.
         tokenizer: for texts that come without tokens.
-        known: ids of the store's videos. An example of another video is kept, since its video may have been rejected
-            on purpose, but it is counted in the table's entry.
+        known: ids of the store's videos, as in `write_tables`.
         where: which source, for the rejects.
-        source: facts about a file that was added to a finished store, for the tables' entries.
+
+    Raises:
+        ValueError: a text has no tokens and the tokenizer has special ids only, or a split cannot name a table.
     """
-    tables: dict[tuple[str, str], dict[str, Annotation]] = defaultdict(dict)
+    kept, rejects = check_annotations(examples, tokenizer, where)
+    write_tables(root, kept, known)
+    return rejects
+
+
+def check_annotations(
+    examples: Iterable[Annotation | Reject], tokenizer: TokenizerSpec, where: str
+) -> tuple[list[Annotation], list[Reject]]:
+    """Tell the examples that can be stored, tokenised, from those that cannot; both in their order.
+
+    Args:
+        examples: in any order.
+        tokenizer: for texts that come without tokens.
+        where: which source, for rejects of examples that do not say where they stood.
+
+    Raises:
+        ValueError: a text has no tokens, and the tokenizer has special ids only.
+    """
+    listed = [(row, "" if isinstance(row, Reject) else _problem(row)) for row in examples]
+    readable = [row for row, problem in listed if isinstance(row, Annotation) and not problem]
+    tokenised = iter(_tokenised(readable, tokenizer))
+    kept: dict[tuple[str, str, str], Annotation] = {}
     rejects: list[Reject] = []
-    for example in examples:
+    for example, unreadable in listed:
         if isinstance(example, Reject):
             rejects.append(example)
             continue
-        table = tables[example.kind, example.split]
-        repeated = f"duplicate id in {example.kind} {example.split}" if example.id in table else ""
-        problem = repeated or _problem(example, tokenizer.text_ids.vocab_size)
-        if problem:
-            rejects.append(Reject(example.id, where, problem))
+        ready = example if unreadable else next(tokenised)
+        name = (example.kind, example.split, example.id)
+        repeated = f"duplicate id in {example.kind} {example.split}" if name in kept else ""
+        if problem := repeated or unreadable or _tokens_problem(ready, tokenizer.text_ids.vocab_size):
+            rejects.append(Reject(example.id, example.where or where, problem))
         else:
-            table[example.id] = example
-    for (kind, split), table in sorted(tables.items()):
-        entry = _write_table(root, kind, split, list(table.values()), tokenizer, known)
+            kept[name] = ready
+    return list(kept.values()), rejects
+
+
+def write_tables(
+    root: str, examples: Iterable[Annotation], known: set[str], source: dict[str, Any] | None = None
+) -> None:
+    """Write the tables of `examples`; each becomes the current one of its kind and split.
+
+    Args:
+        root: the store.
+        examples: from `check_annotations`.
+        known: ids of the store's videos. An example of another video is kept, since its video may have been rejected
+            on purpose, but it is counted in the table's entry.
+        source: facts about a file that was added to a finished store, for the tables' entries.
+
+    Raises:
+        ValueError: a split cannot name a table; nothing is written then.
+    """
+    tables: dict[tuple[str, str], list[Annotation]] = defaultdict(list)
+    for example in examples:
+        tables[example.kind, example.split].append(example)
+    for _, split in tables:
+        check_split_name(split)
+    for (kind, split), rows in sorted(tables.items()):
+        entry = _write_table(root, kind, split, rows, known)
         files.write_json(
             files.join(root, ANNOTATIONS, kind, f"{split}.json"), entry | ({"source": source} if source else {})
         )
-    return rejects
 
 
 def table_entries(root: str) -> list[dict[str, Any]]:
@@ -75,8 +120,31 @@ def table_entries(root: str) -> list[dict[str, Any]]:
     ]
 
 
-def _problem(example: Annotation, vocab_size: int) -> str:
-    """Why an example cannot be stored, or would stop a run that reads it; empty when it is good."""
+def _tokenised(examples: Sequence[Annotation], tokenizer: TokenizerSpec) -> list[Annotation]:
+    """The examples, each with its token ids."""
+    texts: dict[Variant, list[str]] = defaultdict(list)
+    for example in examples:
+        if example.tokens is None:
+            texts[_variant(example)].append(example.text)
+    ids = {variant: iter(tokenise(tokenizer, own, variant)) for variant, own in texts.items()}  # one call, not one each
+    return [
+        replace(
+            example,
+            tokens=next(ids[_variant(example)]) if example.tokens is None else example.tokens,
+            answers_tokens=tokenise(tokenizer, example.answers, _variant(example))
+            if example.answers_tokens is None
+            else example.answers_tokens,
+        )
+        for example in examples
+    ]
+
+
+def _variant(example: Annotation) -> Variant:
+    return "tvc" if example.kind == "captions" else "query"
+
+
+def _problem(example: Annotation) -> str:
+    """Why an example cannot be tokenised or stored; empty when it can."""
     if example.start_s < 0 or example.end_s < example.start_s:
         return f"time span {example.start_s:g} - {example.end_s:g} s runs backwards"
     for start_s, end_s in ((example.start_s, example.end_s), *example.spans):
@@ -87,12 +155,17 @@ def _problem(example: Annotation, vocab_size: int) -> str:
     words = (example.id, example.split, example.video, example.text, example.tag, example.group, *example.answers)
     if not all(map(is_text, words)):
         return "undecodable text"
+    return _label_problem(example)
+
+
+def _tokens_problem(example: Annotation, vocab_size: int) -> str:
+    """Why the token ids of an example would stop a run that reads it; empty when they are good."""
     for ids in (example.tokens or [], *(example.answers_tokens or [])):
         if len(ids) > MAX_SEGMENT_TOKENS:
             return f"a text of {len(ids)} tokens, at most {MAX_SEGMENT_TOKENS} fit the model"
         if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
             return f"a token id outside [0, {vocab_size})"
-    return _label_problem(example)
+    return ""
 
 
 def _label_problem(example: Annotation) -> str:
@@ -109,25 +182,18 @@ def _label_problem(example: Annotation) -> str:
     return ""
 
 
-def _write_table(
-    root: str, kind: str, split: str, rows: list[Annotation], tokenizer: TokenizerSpec, known: set[str]
-) -> dict[str, Any]:
+def _write_table(root: str, kind: str, split: str, rows: list[Annotation], known: set[str]) -> dict[str, Any]:
     """Write one table and give its entry."""
-    variant: Variant = "tvc" if kind == "captions" else "query"
-    untokenised = iter(tokenise(tokenizer, [row.text for row in rows if row.tokens is None], variant))
     columns: dict[str, list[Any]] = {
         "id": [row.id for row in rows],
         "key": [hash_id(row.id) for row in rows],
         "video": [row.video for row in rows],
         "text": [row.text for row in rows],
-        "tokens": [next(untokenised) if row.tokens is None else row.tokens for row in rows],
+        "tokens": [row.tokens for row in rows],
         "start_s": [row.start_s for row in rows],
         "end_s": [row.end_s for row in rows],
         "answers": [list(row.answers) for row in rows],
-        "answers_tokens": [
-            tokenise(tokenizer, row.answers, variant) if row.answers_tokens is None else row.answers_tokens
-            for row in rows
-        ],
+        "answers_tokens": [row.answers_tokens for row in rows],
         "label": [row.label for row in rows],
     }
     optional: dict[str, list[Any]] = {

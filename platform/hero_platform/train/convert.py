@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,19 +110,20 @@ def export_official(source: str, out: str) -> dict[str, Any]:
 
     Raises:
         ValueError: no valid checkpoint there, a flat model, or another ending.
+        OSError: `out` cannot be written, such as a folder.
     """
     found = snapshot.load(source)
     official.refuse_flat(config_io.from_json(json.dumps(found.config)).model)
     state = official.to_official(found.model)
     if not out.endswith((".pt", ".safetensors")):
         raise ValueError(f"--out ends in .pt or .safetensors, not {out}")
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    if out.endswith(".pt"):
-        torch.save(state, out)
-    else:
-        from safetensors.torch import save_file
+    with files.staged(out) as local:
+        if out.endswith(".pt"):
+            torch.save(state, local)
+        else:
+            from safetensors.torch import save_file
 
-        save_file({name: value.contiguous() for name, value in state.items()}, out)
+            save_file({name: value.contiguous() for name, value in state.items()}, local)
     return {"file": out, "tensors": len(state)}
 
 

@@ -76,9 +76,10 @@ def resolve(config: RunConfig) -> RunConfig:
     """Fill in what the stores and the initial weights decide: digests, frame width, vocabulary, special ids.
 
     Raises:
-        ValueError: a store is missing, two stores of the run do not fit together, a batch is larger than a corpus, or
-            the mixture or the model cannot be.
+        ValueError: the name cannot be a run's, a store is missing, two stores of the run do not fit together, a batch
+            is larger than a corpus, or the mixture or the model cannot be.
     """
+    home.run_dir(config.name or config.recipe)
     refs, widths, texts = [], {}, {}
     stores = open_stores(config)
     for ref in config.stores:

@@ -49,7 +49,14 @@ FIXTURES: dict[str, tuple[str, list[str], list[str]]] = {  # corpus -> file name
     "how2r": (
         "how2r.csv",
         ["id,[60:120],[74.28:84.4],a query", 'id,[0:60],[1.0:2.5],"one, two",'],
-        ["id,[0:60],[70:80],outside", "id,[0:60],query", "id,[0-60],[1:2],dash", "id,[0:60],[1:2],"],
+        [
+            'id,[0:60],[1:2],"open',
+            f"id,[0:60],[1:2],{'x' * 200_000}",
+            "id,[0:60],[70:80],outside",
+            "id,[0:60],query",
+            "id,[0-60],[1:2],dash",
+            "id,[0:60],[1:2],",
+        ],
     ),
     "how2qa": (
         "how2qa.csv",
@@ -80,6 +87,10 @@ FIXTURES: dict[str, tuple[str, list[str], list[str]]] = {  # corpus -> file name
         ],
         [
             json.dumps({"qid": 7, "q": "why?", "vid_name": "v", "answer_idx": 5, **ANSWERS}),
+            *(
+                json.dumps({"qid": 9, "q": "why?", "vid_name": "v", "answer_idx": index, **ANSWERS})
+                for index in (2.9, True, -1, "", "b", [1])
+            ),
             json.dumps({"qid": 8, "q": "why?", "vid_name": "v", **ANSWERS, "a4": None}),
         ],
     ),
@@ -164,13 +175,36 @@ def test_questions_statements_and_captions(read):
     assert [(one.id, one.group, one.text) for one in captions] == [("1", "9", "a"), ("2", "9", "b"), ("10", "10", "")]
 
 
+def test_a_quote_left_open_loses_its_own_row_only(tmp_path: Path):
+    path = tmp_path / "how2r.csv"
+    path.write_bytes(b'id,[0:60],[1:2],"a ""b"", c"\r\nid,[0:60],[1:2],"open\r\n\r\nid,[0:60],[1:2],d\r\n')
+    good, bad = parse("how2r", path)
+    assert [(one.id, one.text) for one in good] == [("1", 'a "b", c'), ("4", "d")]
+    assert [(reject.where, reject.reason) for reject in bad] == [
+        ("how2r.csv:2", "not readable CSV: unexpected end of data")
+    ]
+
+
 def test_files_that_are_none(tmp_path: Path):
-    for name, content in (("a.jsonl", b"\xff\xfe\xff"), ("b.json", b"[1, 2"), ("c.csv", b'"' + b"x" * 200_000)):
+    for name, content in (("a.jsonl", b"\xff\xfe\xff"), ("b.json", b"[1, 2")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=name):
             parse("tvr", tmp_path / name)
     with pytest.raises(ValueError, match="not there"):
         parse("tvr", tmp_path / "nothing.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "line", "message"),
+    [
+        ("tvr", "how2r.csv", "id,[0:60],[1:2],x", "how2r.csv is CSV, but tvr publishes JSON"),
+        ("how2r", "tvr.jsonl", '{"desc_id": 1}', "tvr.jsonl is JSON, but how2r publishes CSV"),
+    ],
+)
+def test_a_file_of_another_form_is_one_error(name: str, file: str, line: str, message: str, tmp_path: Path):
+    (tmp_path / file).write_text(line + "\n")
+    with pytest.raises(ValueError, match=message):
+        parse(name, tmp_path / file)
 
 
 def test_reachability_by_hand():

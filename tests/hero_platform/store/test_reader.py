@@ -7,7 +7,7 @@ import pytest
 
 from hero_model.packed.draw import hash_id
 from hero_platform import files
-from hero_platform.sources.base import Annotation
+from hero_platform.sources.base import Annotation, Reject
 from hero_platform.store.annotations import write_annotations
 from hero_platform.store.reader import FeatureStore
 from hero_platform.store.tokens import TokenizerSpec
@@ -126,6 +126,28 @@ def test_a_new_table_of_a_finished_store(copy):
     assert table.labels.tolist() == [1, -1]
     assert table.video_rows[0] >= 0 and table.video_rows[1] == -1
     assert table.tokens.tolist() == [4, 5, 5] and table.token_offsets.tolist() == [0, 2, 3]
+
+
+def test_texts_and_answers_longer_than_the_model_reads_are_rejected(copy):
+    tokenizer = TokenizerSpec.of_words(["a", "b"])
+    most, more = " ".join(["a"] * 511), " ".join(["a"] * 512)
+    examples = [
+        Annotation("questions", "val", "text", "val-000000", more, answers=("a", "b")),
+        Annotation("questions", "val", "answer", "val-000000", "a", answers=("a", more), where="q.jsonl:2"),
+        Annotation("questions", "val", "fits", "val-000000", most, answers=(most, "b")),
+    ]
+    rejects = write_annotations(str(copy), examples, tokenizer, {"val-000000"}, "here")
+    reason = "a text of 512 tokens, at most 511 fit the model"
+    assert rejects == [Reject("text", "here", reason), Reject("answer", "q.jsonl:2", reason)]
+    assert FeatureStore.open(str(copy)).annotations("questions", "val").ids.tolist() == ["fits"]
+
+
+def test_a_split_that_is_a_path_writes_no_table(copy):
+    before = sorted(copy.parent.rglob("*"))
+    examples = [Annotation("statements", split, "s1", "val-000000", "a") for split in ("fine", "../../evil")]
+    with pytest.raises(ValueError, match=r"split name '\.\./\.\./evil'"):
+        write_annotations(str(copy), examples, TokenizerSpec.of_words(["a"]), {"val-000000"}, "here")
+    assert sorted(copy.parent.rglob("*")) == before
 
 
 def test_labels_that_name_no_choice_are_rejected(copy):
