@@ -93,6 +93,8 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys):
     for lines, reference, message in (
         ('{"query": "1", "vcmr": [["a", 1, 2]]}', good, "p.jsonl:1: an answer is"),
         ('{"query": "1", "vr": []}\n{"query": "1", "vr": []}', good, "p.jsonl:2: query 1 is answered twice"),
+        ('{"query": "1", "vr": [["v", NaN]]}', good, "p.jsonl:1: an answer holds a number that is not finite"),
+        ('{"query": "1", "vr": [["v", 1%s]]}' % ("0" * 400), good, "p.jsonl:1: an answer holds a number that is none"),
         ('{"query": "1"}', good, "no answers of retrieval"),
         ("{", good, "p.jsonl:1: not readable JSON"),
         ('{"query": "1", "vr": 3}', good, "p.jsonl:1: the answers to query 1 are 3"),
@@ -227,6 +229,7 @@ def test_statements_by_hand(tmp_path: Path):
         ("tvqa", '{"question": "1", "answer": "b"}', "p.jsonl:1: the answer to 1 is 'b', not the number of one"),
         ("tvqa", '{"question": "1"}', "p.jsonl:1: question 1 has no answer"),
         ("tvqa", '{"1": 0}\n{"1": 0}', "p.jsonl:2: 1 is answered twice"),
+        ("tvqa", '{"1": 0, "1": 1}', "p.jsonl:1: not readable JSON: '1' stands twice in one object"),
         ("tvqa", '{"7": 0}', "nothing the reference asks is answered"),
         ("tvqa", '{"1": \n{"2": 0}', "p.jsonl:1: not readable JSON"),
         ("tvqa", '[\n  {"1": 0}\n]', "p.jsonl:1: not a JSON object"),

@@ -39,10 +39,20 @@ def _is_json(text: str) -> bool:
 def _object(path: str, place: int, text: str) -> dict[str, Any]:
     """The object written from line `place` on."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         place += error.lineno - 1 if isinstance(error, json.JSONDecodeError) else 0
         raise ValueError(f"{path}:{place}: not readable JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}:{place}: not a JSON object but {text[:40]!r}")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names differ: of two answers to one question JSON keeps the last and says nothing."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands twice in one object")
     return value
