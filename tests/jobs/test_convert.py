@@ -52,6 +52,35 @@ def test_what_the_official_saver_wrote_starts_a_run(tmp_path: Path):
     assert torch.equal(module.hero.cross.text.words.weight, snapshot.load(folder).model["hero.cross.text.words.weight"])
 
 
+def test_a_folder_keeps_the_conversion_it_holds(tmp_path: Path, capsys):
+    out, source, retrained = tmp_path / "hero", TINY / "weights_pretrain.safetensors", tmp_path / "x.safetensors"
+    state = load_file(source)
+    save_file({**state, "v_encoder.mask_embedding.weight": state["v_encoder.mask_embedding.weight"] + 1}, retrained)
+    command, other = (
+        ["checkpoint", str(path), "--out", str(out), "--config", str(TINY / "config_finetune.json")]
+        for path in (source, retrained)
+    )
+
+    def content() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    assert convert.main(command) == 0
+    first = content()
+    assert convert.main(command) == 0 and content() == first  # the same again is fine
+    for words in ([*command, "--recipe", "finetune_tvr"], other):
+        assert convert.main(words) == 2
+        error = capsys.readouterr().err
+        assert "already holds checkpoints that are not this conversion" in error and error.count("\n") == 1
+        assert content() == first
+
+    (out / "step_00000000").rename(out / "step_00000007")  # as in the checkpoints of a run, which must not be thinned
+    assert convert.main(command) == 2 and len(content()) == len(first)
+    (out / "step_00000007").rename(out / "step_00000000")
+    (out / "step_00000000" / "model.safetensors").write_bytes(b"damaged")
+    assert convert.main(command) == 0
+    assert snapshot.load(str(out / "step_00000000")).step == 0
+
+
 def test_roberta_gives_its_part_of_the_initial_weights(tmp_path: Path):
     (tmp_path / "roberta").mkdir()
     state = load_file(TINY / "roberta_init" / "roberta_ckpt.safetensors")

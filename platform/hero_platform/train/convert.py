@@ -50,7 +50,7 @@ def import_official(source: str, out: str, config: RunConfig, raw: Mapping[str, 
         `{"folder", "tensors", "missing", "unexpected", "ignored"}`, names official.
 
     Raises:
-        ValueError: no HERO weights, other sizes, or a part of the encoder is missing.
+        ValueError: no HERO weights, other sizes, a part of the encoder is missing, or `out` holds other checkpoints.
     """
     state = official.read_state(source)
     if _WORDS not in state or _FRAMES not in state:
@@ -85,7 +85,7 @@ def import_roberta(source: str, out: str, config: RunConfig) -> dict[str, Any]:
     Only what RoBERTa decides is written: a run that starts from it draws the rest from its own seed.
 
     Raises:
-        ValueError: no weights there, or they do not fit the model's sizes.
+        ValueError: no weights there, they do not fit the model's sizes, or `out` holds other checkpoints.
     """
     path = next((files.join(source, name) for name in _ROBERTA_FILES if os.path.exists(files.join(source, name))), "")
     if not path:
@@ -128,8 +128,33 @@ def export_official(source: str, out: str) -> dict[str, Any]:
 
 
 def _write(out: str, state: Mapping[str, Tensor], config: RunConfig) -> str:
-    """Commit weights as the checkpoint of step 0; returns its folder."""
-    writer = Checkpointer(out, config=config_io.to_dict(replace(config, name=config.name or config.recipe)))
+    """Commit weights as the checkpoint of step 0; returns its folder. Raises ValueError when `out` holds another."""
+    settings = config_io.to_dict(replace(config, name=config.name or config.recipe))
+    _refuse_others(out, state, settings)
+    writer = Checkpointer(out, config=settings)
     writer.save(0, state, {}, {})
     writer.close()
     return files.join(out, "step_00000000")
+
+
+def _refuse_others(out: str, state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
+    """Refuse a folder with checkpoints that this conversion would not write: none is replaced, none removed.
+
+    A damaged checkpoint of step 0 is no obstacle: the writer replaces it.
+    """
+    if not files.is_remote(out) and os.path.exists(out) and not os.path.isdir(out):
+        raise ValueError(f"--out {out} is a file: name a folder for the checkpoint")
+    found = snapshot.checkpoints(out)
+    same = set(found) <= {0}
+    if same and found:
+        try:
+            old = snapshot.load(found[0])
+        except ValueError:
+            return
+        same = old.config == settings and old.model.keys() == state.keys()
+        same = same and all(torch.equal(old.model[name], value) for name, value in state.items())
+    if not same:
+        raise ValueError(
+            f"{out} already holds checkpoints that are not this conversion (of other weights or settings): "
+            "choose another --out, or remove that folder"
+        )
