@@ -56,13 +56,15 @@ def _job(own: argparse.Namespace) -> int:
         return 0
     config = recipe(own.recipe)
     raw: Any = read_json(own.config) if own.config else None
+    model = config_from_official(raw) if own.config else None
     if own.what == "checkpoint":
-        facts = import_official(own.source, own.out, config, raw)
+        facts = import_official(own.source, own.out, config, model)
     else:
         from dataclasses import replace
 
-        model = config_from_official(raw) if raw else config.model
-        model = replace(model, frame_dim=own.frame_dim or model.frame_dim)
+        model = model or config.model
+        if own.frame_dim is not None:
+            model = replace(model, frame_dim=own.frame_dim)
         facts = import_roberta(own.source, own.out, replace(with_sizes(config, model), seed=own.seed or config.seed))
         print(f"vocabulary  padded by {facts['vocab_pad']} words: train with --model.vocab-pad {facts['vocab_pad']}")
     for name in ("missing", "unexpected", "ignored"):

@@ -169,6 +169,7 @@ LEAST = {
         "checkpoint.max_failed",
         "evaluation.batch",
         "tracking.log_every",
+        "model.frame_dim",
     ),
     0: (
         *(

@@ -28,23 +28,23 @@ from hero_platform.train.summary import unique_tasks
 _ROBERTA_FILES = ("model.safetensors", "pytorch_model.bin")
 _WORDS = "v_encoder.f_encoder.embeddings.word_embeddings.weight"
 _FRAMES = "v_encoder.f_encoder.img_embeddings.img_linear.weight"
-_SIZES = (  # what a checkpoint says about its own sizes: field, weight, dimension
-    ("vocab_size", _WORDS, 0),
-    ("hidden_size", _WORDS, 1),
-    ("frame_dim", _FRAMES, 1),
-    ("fom_classes", "v_encoder.fom_output.linear_2.weight", 0),
-    ("span_kernel", "video_st_predictor.weight", -1),
+_SIZES = (  # what a checkpoint says about its own sizes: field, weight, number of dimensions, which of them
+    ("vocab_size", _WORDS, 2, 0),
+    ("hidden_size", _WORDS, 2, 1),
+    ("frame_dim", _FRAMES, 2, 1),
+    ("fom_classes", "v_encoder.fom_output.linear_2.weight", 2, 0),
+    ("span_kernel", "video_st_predictor.weight", 3, 2),
 )
 
 
-def import_official(source: str, out: str, config: RunConfig, raw: Mapping[str, Any] | None) -> dict[str, Any]:
+def import_official(source: str, out: str, config: RunConfig, model: HeroConfig | None) -> dict[str, Any]:
     """Write an official `.pt` or `.safetensors` file as a checkpoint under `out`.
 
     Args:
         source: the file; nothing in it is executed.
         out: folder that gets `step_00000000`.
         config: a recipe with the tasks whose heads the checkpoint has.
-        raw: the official model configuration, for sizes that the weights do not tell; None: the paper's.
+        model: for sizes that the weights do not tell; None: the paper's.
 
     Returns:
         `{"folder", "tensors", "missing", "unexpected", "ignored"}`, names official.
@@ -55,9 +55,12 @@ def import_official(source: str, out: str, config: RunConfig, raw: Mapping[str, 
     state = official.read_state(source)
     if _WORDS not in state or _FRAMES not in state:
         raise ValueError(f"{source} holds no HERO weights: its first names are {sorted(state)[:3]}")
-    model = official.config_from_official(raw) if raw else HeroConfig()
-    sizes = {name: state[weight].shape[axis] for name, weight, axis in _SIZES if weight in state}
-    model = official.fit_config(replace(model, vocab_pad=0, **sizes), state)
+    sizes = {
+        name: official.shape_of(state, weight, ndim=ndim)[axis]
+        for name, weight, ndim, axis in _SIZES
+        if weight in state
+    }
+    model = official.fit_config(replace(model or HeroConfig(), vocab_pad=0, **sizes), state)
     config = replace(
         with_sizes(config, model), text=replace(config.text, vocab_size=min(config.text.vocab_size, model.vocab_size))
     )
@@ -91,11 +94,12 @@ def import_roberta(source: str, out: str, config: RunConfig) -> dict[str, Any]:
     if not path:
         raise ValueError(f"{source}: no RoBERTa weights there; need {' or '.join(_ROBERTA_FILES)}")
     state = official.read_state(path)
-    words = state.get("roberta.embeddings.word_embeddings.weight")
-    if words is None:
+    table = "roberta.embeddings.word_embeddings.weight"
+    if table not in state:
         raise ValueError(f"{path} holds no RoBERTa weights: no embeddings under the prefix 'roberta.'")
-    size = -(-len(words) // 8) * 8
-    config = replace(config, model=replace(config.model, vocab_size=size, vocab_pad=size - len(words)))
+    words, _ = official.shape_of(state, table)
+    size = -(-words // 8) * 8
+    config = replace(config, model=replace(config.model, vocab_size=size, vocab_pad=size - words))
     torch.manual_seed(determinism.seed_for("init", config.seed))
     module = MultiTaskHero(config.model, unique_tasks(config))
     before = {name: value.clone() for name, value in module.state_dict().items()}
