@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,12 @@ from hero_platform import config_io
 from hero_platform.infer.evaluation import load_model
 from hero_platform.train import resolve, snapshot
 from hero_platform.train.worker import build_module
-from jobs import convert
+from jobs import convert, evaluate
 
 REPO = Path(__file__).resolve().parents[2]
 SHARED = REPO.parent / "shared" / "golden"
 TINY = Path(os.environ.get("HERO_GOLDEN_DIR") or (SHARED if SHARED.is_dir() else REPO / "tests" / "golden")) / "tiny"
+SIZES, ROBERTA_SIZES = str(TINY / "config_finetune.json"), str(TINY / "roberta_init" / "config.json")
 
 
 @pytest.mark.parametrize("ending", [".pt", ".safetensors"])
@@ -93,6 +95,32 @@ def test_roberta_gives_its_part_of_the_initial_weights(tmp_path: Path):
     assert not got["v_encoder.mask_embedding.weight"][0].any()
     others = [name for name in got if not name.startswith("v_encoder.f_encoder.")]
     assert set(others) <= {"v_encoder.mask_embedding.weight", "v_encoder.pad"}  # a run draws the rest itself
+
+
+@pytest.mark.parametrize(
+    ("words", "lacking"),
+    [
+        (["roberta", str(TINY / "roberta_init"), "--frame-dim", "12", "--config", ROBERTA_SIZES], "mlm, "),
+        (
+            ["checkpoint", str(TINY / "weights_pretrain.safetensors"), "--config", SIZES, "--recipe", "finetune_tvqa"],
+            "video_qa (heads.answers.",
+        ),
+    ],
+)
+def test_a_part_of_a_model_is_no_model_to_evaluate(
+    words: list[str], lacking: str, tiny_store: str, tmp_path: Path, capsys
+):
+    if words[0] == "roberta":
+        shutil.copytree(words[1], tmp_path / "roberta")
+        (tmp_path / "roberta" / "roberta_ckpt.safetensors").rename(tmp_path / "roberta" / "model.safetensors")
+        words = ["roberta", str(tmp_path / "roberta"), *words[2:]]
+    assert convert.main([*words, "--out", str(tmp_path / "out")]) == 0
+    folder = f"{tmp_path}/out/step_00000000"
+    where = ["--corpus", "synthetic", "--split", "val", "--store", tiny_store]
+    assert evaluate.main(["--checkpoint", folder, *where]) == 2
+    error = capsys.readouterr().err
+    assert f"{folder} has no weights for {lacking}" in error and f"--init-from {folder}" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

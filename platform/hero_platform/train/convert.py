@@ -55,7 +55,7 @@ def import_official(source: str, out: str, config: RunConfig, model: HeroConfig 
     state = official.read_state(source)
     if _WORDS not in state or _FRAMES not in state:
         raise ValueError(f"{source} holds no HERO weights: its first names are {sorted(state)[:3]}")
-    sizes = {
+    sizes: dict[str, Any] = {
         name: official.shape_of(state, weight, ndim=ndim)[axis]
         for name, weight, ndim, axis in _SIZES
         if weight in state
