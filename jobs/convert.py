@@ -1,4 +1,4 @@
-"""Weights people already have, into checkpoints of ours and back. `--init-from DIR/step_00000000` starts from one.
+"""Weights people already have, into checkpoints of ours and back. `--init-from DIR` starts from one.
 
 python -m jobs.convert checkpoint hero-tv-ht100.pt --out outputs/hero-tv-ht100 --recipe pretrain_tv
 python -m jobs.convert roberta roberta-base --out outputs/roberta
@@ -42,11 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _job(own: argparse.Namespace) -> int:
     from hero_model.official import config_from_official
+    from hero_platform import files
     from hero_platform.sources.splits import read_json
     from hero_platform.train.convert import export_official, import_official, import_roberta, with_sizes
     from jobs.recipes import recipe
 
     if own.dry_run:
+        if not files.exists(own.source):
+            raise ValueError(f"there is nothing to convert at {own.source}")
         print(f"would convert {own.source} into {own.out}")
         return 0
     if own.what == "official":

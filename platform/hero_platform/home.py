@@ -16,13 +16,18 @@ def root() -> str:
     return home.rstrip("/") if files.is_remote(home) else os.path.abspath(home)
 
 
+def is_name(name: str) -> bool:
+    """Whether a run could have this name."""
+    return _NAME.fullmatch(name) is not None
+
+
 def run_dir(name: str) -> str:
     """Folder of a run.
 
     Raises:
         ValueError: the name could not be a folder's name.
     """
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise ValueError(f"run name {name!r} may only hold letters, digits and . _ = -, a letter or digit first")
     return files.join(root(), "runs", name)
 

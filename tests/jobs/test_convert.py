@@ -49,7 +49,7 @@ def test_what_the_official_saver_wrote_starts_a_run(tmp_path: Path):
     official = torch.load(source, weights_only=True)
     for name, value in to_official(module.state_dict()).items():
         assert torch.equal(value, official[name].float()), name
-    assert resolve.weights_of(folder) == folder
+    assert resolve.weights_of(folder) == resolve.weights_of(out) == folder
     module = build_module(config_io.from_json(json.dumps({**config_io.to_dict(config), "init_from": folder})))
     assert torch.equal(module.hero.cross.text.words.weight, snapshot.load(folder).model["hero.cross.text.words.weight"])
 
@@ -156,6 +156,7 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys):
         (["checkpoint", str(tmp_path / "x.safetensors")], "holds no HERO weights"),
         (["roberta", str(tmp_path)], "no RoBERTa weights there"),
         (["official", str(tmp_path)], "is missing"),
+        (["official", str(tmp_path / "none"), "--dry-run"], "there is nothing to convert at"),
         (["checkpoint", str(tmp_path / "x.safetensors"), "--recipe", "pretrain_tw"], "did you mean pretrain_tv?"),
     ):
         assert convert.main([*words, "--out", str(tmp_path / "out")]) == 2
