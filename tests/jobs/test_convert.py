@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +39,25 @@ def test_there_and_back(ending: str, tmp_path: Path, capsys):
     got = torch.load(back, weights_only=True) if ending == ".pt" else load_file(back)
     assert set(got) == set(want)
     assert all(torch.equal(got[name], want[name].float()) for name in want)
+
+
+@pytest.mark.parametrize(("ending", "saver"), [(".pt", "torch.save"), (".safetensors", "safetensors.torch.save_file")])
+def test_a_file_is_replaced_only_whole(ending: str, saver: str, tmp_path: Path, monkeypatch):
+    source, out = TINY / "weights_pretrain.safetensors", tmp_path / f"back{ending}"
+    assert convert.main(["checkpoint", str(source), "--out", str(tmp_path / "hero"), "--config", SIZES]) == 0
+    command = ["official", str(tmp_path / "hero" / "step_00000000"), "--out", str(out)]
+    assert convert.main(command) == 0
+    first = out.read_bytes()
+    assert convert.main(command) == 0 and out.read_bytes() == first
+
+    def tear(state: object, target: Any) -> None:
+        (target if hasattr(target, "write") else target.open("wb")).write(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(saver, tear)
+        assert convert.main(command) == 130
+    assert out.read_bytes() == first and sorted(os.listdir(tmp_path)) == [out.name, "hero"]
 
 
 def test_what_the_official_saver_wrote_starts_a_run(tmp_path: Path):
@@ -151,14 +171,16 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(writer: str, reason: str, t
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys):
     save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors")
+    (folder := tmp_path / "folder.pt").mkdir()
     for words, message in (
         (["checkpoint", str(tmp_path / "none.pt")], "there is no checkpoint file"),
         (["checkpoint", str(tmp_path / "x.safetensors")], "holds no HERO weights"),
         (["roberta", str(tmp_path)], "no RoBERTa weights there"),
         (["official", str(tmp_path)], "is missing"),
+        (["official", str(tmp_path), "--out", str(folder)], "is a folder: name a file in it"),
         (["official", str(tmp_path / "none"), "--dry-run"], "there is nothing to convert at"),
         (["checkpoint", str(tmp_path / "x.safetensors"), "--recipe", "pretrain_tw"], "did you mean pretrain_tv?"),
     ):
-        assert convert.main([*words, "--out", str(tmp_path / "out")]) == 2
+        assert convert.main([words[0], "--out", str(tmp_path / "out.pt"), *words[1:]]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1

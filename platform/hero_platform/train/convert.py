@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -113,21 +112,26 @@ def import_roberta(source: str, out: str, config: RunConfig) -> dict[str, Any]:
 def export_official(source: str, out: str) -> dict[str, Any]:
     """Write a checkpoint of ours under official names, as `.pt` or `.safetensors` by the ending of `out`.
 
+    A file that is there already is replaced, but only by a whole one.
+
     Raises:
-        ValueError: no valid checkpoint there, a flat model, or another ending.
+        ValueError: no valid checkpoint there, a flat model, another ending, or `out` is a folder.
     """
+    if not out.endswith((".pt", ".safetensors")):
+        raise ValueError(f"--out ends in .pt or .safetensors, not {out}")
+    if os.path.isdir(out):
+        raise ValueError(f"--out {out} is a folder: name a file in it")
     found = snapshot.load(source)
     official.refuse_flat(config_io.from_json(json.dumps(found.config)).model)
     state = official.to_official(found.model)
-    if not out.endswith((".pt", ".safetensors")):
-        raise ValueError(f"--out ends in .pt or .safetensors, not {out}")
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    if out.endswith(".pt"):
-        torch.save(state, out)
-    else:
-        from safetensors.torch import save_file
+    with files.staged(out) as local:
+        if out.endswith(".pt"):
+            with local.open("wb") as stream:  # torch writes the name of a file into it, and this one's is temporary
+                torch.save(state, stream)
+        else:
+            from safetensors.torch import save_file
 
-        save_file({name: value.contiguous() for name, value in state.items()}, out)
+            save_file({name: value.contiguous() for name, value in state.items()}, local)
     return {"file": out, "tensors": len(state)}
 
 
