@@ -39,6 +39,23 @@ _ENCODER_HEADS = {"lm": LmHead, "frames": FrameHead, "order": OrderHead}
 _TASK_HEADS = {"query": QueryHead, "answers": AnswerHead, "statements": StatementHead, "captions": CaptionHead}
 
 
+# Least values of an official configuration: in every part, and besides in each.
+_LEAST = {
+    "hidden_size": 1,
+    "num_hidden_layers": 0,
+    "num_attention_heads": 1,
+    "intermediate_size": 1,
+    "max_position_embeddings": 1,
+}
+_PARTS: dict[str, dict[str, int]] = {
+    "f_config": {"num_hidden_layers": 1, "vocab_size": 1, "type_vocab_size": 1},
+    "c_config": {"num_hidden_layers": 1},
+    "q_config": {},
+    "d_config": {},
+}
+_FRACTIONS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
+
+
 @dataclass(frozen=True)
 class Report:
     """What did not match when official weights were read; all names are official."""
@@ -142,7 +159,33 @@ def read_state(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no readable checkpoint of tensors and plain values: {reason}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict of named tensors")
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{path} has an entry named {name!r}: the names of a state dict are texts")
+        if isinstance(value, Tensor) and not _is_ordinary(value):
+            raise ValueError(f"{path}: {name} is no ordinary tensor (sparse, nested or without values)")
     return state
+
+
+def _is_ordinary(value: Tensor) -> bool:
+    """Whether a tensor has a value in memory for each of its places: a file may hold other kinds."""
+    return not value.is_nested and value.layout == torch.strided and value.device.type == "cpu"
+
+
+def shape_of(state: Mapping[str, Any], name: str, *, ndim: int = 2) -> list[int]:
+    """Shape of a tensor that a state dict has, when sizes of the model are to be read from it.
+
+    Raises:
+        ValueError: It is no tensor, has another number of dimensions, or is empty.
+    """
+    value = state[name]
+    shape = list(value.shape) if isinstance(value, Tensor) else None
+    if shape is None or len(shape) != ndim or 0 in shape:
+        found = f"of type {type(value).__name__}" if shape is None else f"of shape {shape}"
+        raise ValueError(
+            f"{name} is {found}, where a filled tensor of {ndim} dimensions is needed: the file is damaged"
+        )
+    return shape
 
 
 def refuse_flat(cfg: HeroConfig) -> None:
@@ -156,9 +199,14 @@ def refuse_flat(cfg: HeroConfig) -> None:
 
 
 def fit_config(cfg: HeroConfig, state: Mapping[str, Any]) -> HeroConfig:
-    """`cfg` with as many frame positions as an official checkpoint has: the checkpoint overrides the config (1.13)."""
-    rows = state.get(_FRAME_POSITIONS)
-    return cfg if rows is None else replace(cfg, max_segment_frames=len(rows))
+    """`cfg` with as many frame positions as an official checkpoint has: the checkpoint overrides the config (1.13).
+
+    Raises:
+        ValueError: The checkpoint's table of frame positions is damaged.
+    """
+    if _FRAME_POSITIONS not in state:
+        return cfg
+    return replace(cfg, max_segment_frames=shape_of(state, _FRAME_POSITIONS)[0])
 
 
 def config_from_official(raw: Mapping[str, Any], *, frame_dim: int = 4352, max_segment_frames: int = 100) -> HeroConfig:
@@ -174,14 +222,19 @@ def config_from_official(raw: Mapping[str, Any], *, frame_dim: int = 4352, max_s
         max_segment_frames: Rows of the frame position table, which the file does not say.
 
     Raises:
-        ValueError: If a part is missing, or the parts disagree in what our configuration holds once.
+        ValueError: If a part is missing, a value cannot be, or the parts disagree in what our configuration holds once.
     """
+    if not isinstance(raw, Mapping):
+        raise ValueError("the official configuration is no JSON object of parts; pass a whole config/hero_*.json")
     try:
+        for name in _PARTS:
+            if name in raw:
+                _check_part(name, raw[name])
         cross, temporal = raw["f_config"], raw["c_config"]
         query = raw.get("q_config", {**cross, "num_hidden_layers": 0})
         decoder = raw.get("d_config", {**cross, "num_hidden_layers": 2, "max_position_embeddings": 1024})
         shared = [
-            (part["hidden_size"], part["hidden_dropout_prob"], part["attention_probs_dropout_prob"], part["hidden_act"])
+            (part["hidden_size"], part["hidden_dropout_prob"], part["attention_probs_dropout_prob"])
             for part in (cross, temporal, query, decoder)
         ]
         vocab_size = -(-cross["vocab_size"] // _PAD_ROWS) * _PAD_ROWS
@@ -202,18 +255,41 @@ def config_from_official(raw: Mapping[str, Any], *, frame_dim: int = 4352, max_s
         )
     except KeyError as error:
         raise ValueError(f"the official configuration has no {error}; pass a whole config/hero_*.json") from error
-    if len(set(shared)) > 1 or cross["hidden_act"] != "gelu":
-        raise ValueError(
-            f"hidden size, dropouts and gelu must be the same in f_config, c_config, q_config and d_config: {shared}"
-        )
+    if len(set(shared)) > 1:
+        raise ValueError(f"hidden size and dropouts must be the same in {', '.join(_PARTS)}: {shared}")
     return cfg
 
 
+def _check_part(name: str, part: Any) -> None:
+    """Refuse what no model can have in one part of an official configuration; only what is read is judged.
+
+    Raises:
+        KeyError: A value is missing.
+        ValueError: A value cannot be.
+    """
+    where = f"{name} of the official configuration"
+    if not isinstance(part, Mapping):
+        raise ValueError(f"{where} is no JSON object; pass a whole config/hero_*.json")
+    if part["hidden_act"] != "gelu":
+        raise ValueError(f"{where}: hidden_act is {part['hidden_act']!r}, and only gelu is known")
+    least = _LEAST | _PARTS[name]
+    for key, low in least.items():
+        if type(part[key]) is not int or part[key] < low:
+            raise ValueError(f"{where}: {key} is {part[key]!r}, not a whole number of at least {low}")
+    for key in _FRACTIONS:
+        if key in part and (type(part[key]) not in (int, float) or not 0 <= part[key] < 1):
+            raise ValueError(f"{where}: {key} is {part[key]!r}, not a number from 0 to below 1")
+
+
 def translate(state: Mapping[str, Any], expected: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Report]:
-    """Find the place of every official tensor among `expected`, our names with tensors of the right shape."""
+    """Find the place of every official tensor among `expected`, our names with tensors of the right shape.
+
+    Raises:
+        ValueError: A tensor has another shape or holds no fractions, or the tied decoder differs from the words.
+    """
     if not any(name.startswith(_ORDER) for name in state):
         state = {name.replace(_OLD_ORDER, _ORDER): value for name, value in state.items()}
-    if _TIED in state and _WORDS in state and not torch.equal(state[_TIED], state[_WORDS]):
+    if _TIED in state and _WORDS in state and not _equal(state[_TIED], state[_WORDS]):
         raise ValueError(f"{_TIED} differs from the word embedding, to which HERO ties it; the checkpoint is damaged")
     pieces: dict[str, dict[int, Tensor]] = {}
     unexpected, ignored = [], []
@@ -242,8 +318,16 @@ def translate(state: Mapping[str, Any], expected: Mapping[str, Tensor]) -> tuple
     return whole, Report(tuple(missing), tuple(unexpected), tuple(ignored))
 
 
+def _equal(one: Any, other: Any) -> bool:
+    """Whether both are tensors of the same type, shape and values."""
+    tensors = isinstance(one, Tensor) and isinstance(other, Tensor)
+    return tensors and one.dtype == other.dtype and torch.equal(one, other)
+
+
 def _check_shape(name: str, value: Tensor, whole: Tensor, num_parts: int) -> None:
-    """Raise ValueError unless `value` is one of `num_parts` equal slices of `whole`."""
+    """Raise ValueError unless `value` is one of `num_parts` equal slices of `whole`, in any floating-point type."""
+    if not value.is_floating_point():
+        raise ValueError(f"{name} holds {value.dtype}, and weights are floating-point numbers; the file is damaged")
     wanted = [whole.shape[0] // num_parts, *whole.shape[1:]]
     if list(value.shape) != wanted:
         raise ValueError(f"{name} has shape {list(value.shape)}, but the model's configuration makes it {wanted}")

@@ -11,8 +11,10 @@ import torch
 
 from hero_model.multitask import MultiTaskHero
 from hero_model.nn.heads import LmHead
-from hero_model.official import Report, origin, read_state, refuse_flat, translate
+from hero_model.official import Report, origin, read_state, refuse_flat, shape_of, translate
 from hero_model.official_names import CROSS, NUMBER
+
+_WORDS, _TYPES = "embeddings.word_embeddings.weight", "embeddings.token_type_embeddings.weight"
 
 
 def load_roberta(model: MultiTaskHero, source: str | Path | Mapping[str, Any], *, skip_layers: bool = True) -> Report:
@@ -34,20 +36,22 @@ def load_roberta(model: MultiTaskHero, source: str | Path | Mapping[str, Any], *
     state = source if isinstance(source, Mapping) else read_state(source)
     plain = {name.removeprefix("roberta."): value for name, value in state.items() if name.startswith("roberta.")}
     plain = {name.replace("gamma", "weight").replace("beta", "bias"): value for name, value in plain.items()}
-    words, types = plain.get("embeddings.word_embeddings.weight"), plain.get("embeddings.token_type_embeddings.weight")
-    if words is None or types is None:
+    if _WORDS not in plain or _TYPES not in plain:
         raise ValueError(f"{origin(source)} holds no RoBERTa weights: no embeddings under the prefix 'roberta.'")
     cfg = model.hero.cfg
-    pad = cfg.vocab_size - len(words)
+    words, _ = shape_of(plain, _WORDS)
+    pad = cfg.vocab_size - words
     if pad < 0 or pad != cfg.vocab_pad:
         raise ValueError(
-            f"RoBERTa has {len(words)} words and the model {cfg.vocab_size} with vocab_pad {cfg.vocab_pad}; "
-            f"build it with a vocab_size of at least {len(words)} and vocab_pad as the difference"
+            f"RoBERTa has {words} words and the model {cfg.vocab_size} with vocab_pad {cfg.vocab_pad}; "
+            f"build it with a vocab_size of at least {words} and vocab_pad as the difference"
         )
-    for name in ("embeddings.word_embeddings.weight", "lm_head.bias", "lm_head.decoder.weight"):
+    for name, ndim in ((_WORDS, 2), ("lm_head.bias", 1), ("lm_head.decoder.weight", 2)):
         if name in plain:
-            plain[name] = torch.cat([plain[name], plain[name].new_zeros(pad, *plain[name].shape[1:])])
-    plain["embeddings.token_type_embeddings.weight"] = types[:1].expand(cfg.type_vocab_size, -1)
+            shape = shape_of(plain, name, ndim=ndim)
+            plain[name] = torch.cat([plain[name], plain[name].new_zeros(pad, *shape[1:])])
+    shape_of(plain, _TYPES)
+    plain[_TYPES] = plain[_TYPES][:1].expand(cfg.type_vocab_size, -1)
     plain = _pick_layers(plain, cfg.cross.num_layers, skip=skip_layers)
     reached = {
         name: tensor

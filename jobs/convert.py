@@ -1,4 +1,4 @@
-"""Weights people already have, into checkpoints of ours and back. `--init-from DIR/step_00000000` starts from one.
+"""Weights people already have, into checkpoints of ours and back. `--init-from DIR` starts from one.
 
 python -m jobs.convert checkpoint hero-tv-ht100.pt --out outputs/hero-tv-ht100 --recipe pretrain_tv
 python -m jobs.convert roberta roberta-base --out outputs/roberta
@@ -42,11 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _job(own: argparse.Namespace) -> int:
     from hero_model.official import config_from_official
+    from hero_platform import files
     from hero_platform.sources.splits import read_json
     from hero_platform.train.convert import export_official, import_official, import_roberta, with_sizes
     from jobs.recipes import recipe
 
     if own.dry_run:
+        if not files.exists(own.source):
+            raise ValueError(f"there is nothing to convert at {own.source}")
         print(f"would convert {own.source} into {own.out}")
         return 0
     if own.what == "official":
@@ -56,13 +59,15 @@ def _job(own: argparse.Namespace) -> int:
         return 0
     config = recipe(own.recipe)
     raw: Any = read_json(own.config) if own.config else None
+    model = config_from_official(raw) if own.config else None
     if own.what == "checkpoint":
-        facts = import_official(own.source, own.out, config, raw)
+        facts = import_official(own.source, own.out, config, model)
     else:
         from dataclasses import replace
 
-        model = config_from_official(raw) if raw else config.model
-        model = replace(model, frame_dim=own.frame_dim or model.frame_dim)
+        model = model or config.model
+        if own.frame_dim is not None:
+            model = replace(model, frame_dim=own.frame_dim)
         facts = import_roberta(own.source, own.out, replace(with_sizes(config, model), seed=own.seed or config.seed))
         print(f"vocabulary  padded by {facts['vocab_pad']} words: train with --model.vocab-pad {facts['vocab_pad']}")
     for name in ("missing", "unexpected", "ignored"):

@@ -174,17 +174,20 @@ def _checkpoint(own: argparse.Namespace) -> str:
     """The folder to load."""
     from hero_platform import home
     from hero_platform.train import snapshot
-    from hero_platform.train.resolve import weights_of
+    from hero_platform.train.records import run_folder
+    from hero_platform.train.resolve import best_or_last
 
     if not own.run:
         if own.step:
             raise ValueError("--step chooses among a run's checkpoints; with --checkpoint DIR name the folder itself")
         return str(own.checkpoint)
-    if own.step:
-        if own.step not in ("best", "last") and not own.step.isdigit():
-            raise ValueError(f"--step is a number, best or last, not {own.step!r}")
-        return snapshot.choose(home.checkpoints_dir(own.run), int(own.step) if own.step.isdigit() else own.step)
-    return weights_of(own.run)
+    if own.step and own.step not in ("best", "last") and not own.step.isdigit():
+        raise ValueError(f"--step is a number, best or last, not {own.step!r}")
+    run_folder(own.run)
+    root = home.checkpoints_dir(own.run)
+    if not own.step:
+        return best_or_last(root)
+    return snapshot.choose(root, int(own.step) if own.step.isdigit() else own.step)
 
 
 def _store(own: argparse.Namespace) -> str:

@@ -138,7 +138,7 @@ class RunConfig:
     nce_pool: int = 32  # consecutive videos whose frames are each other's MFM-NCE negatives
     seed: int = 77
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
-    init_from: str = execution("")  # a run's name or a checkpoint folder; weights only
+    init_from: str = execution("")  # a run's name or a folder with one or more checkpoints; weights only
     init_digest: str = ""  # of the weights `init_from` named when the run was first started
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -172,6 +172,7 @@ LEAST = {
         "tracking.log_every",
         "optim.published_gpus",
         "optim.published_accumulation",
+        "model.frame_dim",
     ),
     0: (
         *(

@@ -26,8 +26,13 @@ def check_name(what: str, name: str) -> None:
     Raises:
         ValueError: it holds other characters than a folder's name may.
     """
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise ValueError(f"{what} name {name!r} may only hold letters, digits and . _ = -, a letter or digit first")
+
+
+def is_name(name: str) -> bool:
+    """Whether a run could have this name."""
+    return _NAME.fullmatch(name) is not None
 
 
 def run_dir(name: str) -> str:

@@ -70,7 +70,8 @@ def test_submissions_name_videos_by_the_benchmarks_numbers(run: str, tiny_store:
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--run", "nothing"], "'nothing' is neither a run with a checkpoint"),
+        (["--run", "nothing"], "there is no run 'nothing' under "),
+        (["--run", "nothing", "--step", "3"], "there is no run 'nothing' under "),
         (["--checkpoint", "/nowhere"], "/nowhere"),
         (["--run", "short", "--step", "soon"], "--step is a number, best or last"),
         (["--checkpoint", "x", "--step", "3"], "name the folder itself"),

@@ -188,6 +188,20 @@ def test_a_failure_is_one_line_and_can_be_mended(short: list[str], tiny_store: s
     assert json.loads((failure.parent / "status.json").read_text()) == {"status": "FINISHED"}
 
 
+def test_damaged_initial_weights_do_not_take_the_name(short: list[str], hero_home: Path, capsys):
+    """Only a byte of a weight is flipped, so that the damage shows when the run has started."""
+    assert train.main([*short, "--steps", "1", *QUIET, "--name", "first"]) == 0
+    weights = hero_home / "runs" / "first" / "checkpoints" / "step_00000001" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    words = [*short, "--steps", "1", *QUIET, "--name", "second", "--init-from", "first"]
+    assert train.main(words) == 1 and "model.safetensors is damaged" in capsys.readouterr().err
+    weights.write_bytes(whole)
+    assert train.main(words) == 0
+    config = json.loads((hero_home / "runs" / "second" / "config.json").read_text())
+    assert config["init_digest"] == sha256_file(weights)
+
+
 def test_a_run_killed_after_its_last_checkpoint_is_closed(short: list[str], hero_home: Path, tracking_database, capsys):
     from mlflow import MlflowClient
 

@@ -7,7 +7,7 @@ scorer needs; the benchmark's official form as `submission.json` or `submission.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -33,6 +33,8 @@ from hero_platform.train.summary import unique_tasks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+NAMED_WEIGHTS = 3  # of those that a checkpoint lacks
 
 
 @dataclass(frozen=True)
@@ -118,13 +120,29 @@ def load_model(folder: str) -> tuple[MultiTaskHero, RunConfig]:
     """The model of a checkpoint, in evaluation mode, and the run that made it.
 
     Raises:
-        ValueError: no valid checkpoint is there.
+        ValueError: no valid checkpoint is there, or a converted one that is only a part of a model.
     """
     found = snapshot.load(folder)
     config = config_io.from_json(json.dumps(found.config))
     module = MultiTaskHero(config.model, unique_tasks(config))
+    if missing := sorted(set(module.state_dict()) - set(found.model)):
+        raise ValueError(_incomplete(folder, module, missing))
     module.load_state_dict(found.model)
     return module.eval(), config
+
+
+def _incomplete(folder: str, module: MultiTaskHero, missing: Sequence[str]) -> str:
+    """One sentence: which tasks a checkpoint without these weights cannot do."""
+    kinds = [
+        kind
+        for kind, task in module.tasks.items()
+        if any(name.startswith(("hero.", f"heads.{task.head_name}.")) for name in missing)
+    ]
+    more = f" and {len(missing) - NAMED_WEIGHTS} more" if len(missing) > NAMED_WEIGHTS else ""
+    return (
+        f"{folder} has no weights for {', '.join(kinds)} ({', '.join(missing[:NAMED_WEIGHTS])}{more} are missing): "
+        f"fine-tune from it with --init-from {folder} and evaluate that run"
+    )
 
 
 @dataclass(frozen=True)

@@ -27,36 +27,39 @@ from hero_platform.train.summary import unique_tasks
 _ROBERTA_FILES = ("model.safetensors", "pytorch_model.bin")
 _WORDS = "v_encoder.f_encoder.embeddings.word_embeddings.weight"
 _FRAMES = "v_encoder.f_encoder.img_embeddings.img_linear.weight"
-_SIZES = (  # what a checkpoint says about its own sizes: field, weight, dimension
-    ("vocab_size", _WORDS, 0),
-    ("hidden_size", _WORDS, 1),
-    ("frame_dim", _FRAMES, 1),
-    ("fom_classes", "v_encoder.fom_output.linear_2.weight", 0),
-    ("span_kernel", "video_st_predictor.weight", -1),
+_SIZES = (  # what a checkpoint says about its own sizes: field, weight, number of dimensions, which of them
+    ("vocab_size", _WORDS, 2, 0),
+    ("hidden_size", _WORDS, 2, 1),
+    ("frame_dim", _FRAMES, 2, 1),
+    ("fom_classes", "v_encoder.fom_output.linear_2.weight", 2, 0),
+    ("span_kernel", "video_st_predictor.weight", 3, 2),
 )
 
 
-def import_official(source: str, out: str, config: RunConfig, raw: Mapping[str, Any] | None) -> dict[str, Any]:
+def import_official(source: str, out: str, config: RunConfig, model: HeroConfig | None) -> dict[str, Any]:
     """Write an official `.pt` or `.safetensors` file as a checkpoint under `out`.
 
     Args:
         source: the file; nothing in it is executed.
         out: folder that gets `step_00000000`.
         config: a recipe with the tasks whose heads the checkpoint has.
-        raw: the official model configuration, for sizes that the weights do not tell; None: the paper's.
+        model: for sizes that the weights do not tell; None: the paper's.
 
     Returns:
         `{"folder", "tensors", "missing", "unexpected", "ignored"}`, names official.
 
     Raises:
-        ValueError: no HERO weights, other sizes, or a part of the encoder is missing.
+        ValueError: no HERO weights, other sizes, a part of the encoder is missing, or `out` holds other checkpoints.
     """
     state = official.read_state(source)
     if _WORDS not in state or _FRAMES not in state:
         raise ValueError(f"{source} holds no HERO weights: its first names are {sorted(state)[:3]}")
-    model = official.config_from_official(raw) if raw else HeroConfig()
-    sizes = {name: state[weight].shape[axis] for name, weight, axis in _SIZES if weight in state}
-    model = official.fit_config(replace(model, vocab_pad=0, **sizes), state)
+    sizes: dict[str, Any] = {
+        name: official.shape_of(state, weight, ndim=ndim)[axis]
+        for name, weight, ndim, axis in _SIZES
+        if weight in state
+    }
+    model = official.fit_config(replace(model or HeroConfig(), vocab_pad=0, **sizes), state)
     config = replace(
         with_sizes(config, model), text=replace(config.text, vocab_size=min(config.text.vocab_size, model.vocab_size))
     )
@@ -84,17 +87,18 @@ def import_roberta(source: str, out: str, config: RunConfig) -> dict[str, Any]:
     Only what RoBERTa decides is written: a run that starts from it draws the rest from its own seed.
 
     Raises:
-        ValueError: no weights there, or they do not fit the model's sizes.
+        ValueError: no weights there, they do not fit the model's sizes, or `out` holds other checkpoints.
     """
     path = next((files.join(source, name) for name in _ROBERTA_FILES if os.path.exists(files.join(source, name))), "")
     if not path:
         raise ValueError(f"{source}: no RoBERTa weights there; need {' or '.join(_ROBERTA_FILES)}")
     state = official.read_state(path)
-    words = state.get("roberta.embeddings.word_embeddings.weight")
-    if words is None:
+    table = "roberta.embeddings.word_embeddings.weight"
+    if table not in state:
         raise ValueError(f"{path} holds no RoBERTa weights: no embeddings under the prefix 'roberta.'")
-    size = -(-len(words) // 8) * 8
-    config = replace(config, model=replace(config.model, vocab_size=size, vocab_pad=size - len(words)))
+    words, _ = official.shape_of(state, table)
+    size = -(-words // 8) * 8
+    config = replace(config, model=replace(config.model, vocab_size=size, vocab_pad=size - words))
     torch.manual_seed(determinism.seed_for("init", config.seed))
     module = MultiTaskHero(config.model, unique_tasks(config))
     before = {name: value.clone() for name, value in module.state_dict().items()}
@@ -108,18 +112,22 @@ def import_roberta(source: str, out: str, config: RunConfig) -> dict[str, Any]:
 def export_official(source: str, out: str) -> dict[str, Any]:
     """Write a checkpoint of ours under official names, as `.pt` or `.safetensors` by the ending of `out`.
 
+    A file that is there already is replaced, but only by a whole one.
+
     Raises:
-        ValueError: no valid checkpoint there, a flat model, or another ending.
-        OSError: `out` cannot be written, such as a folder.
+        ValueError: no valid checkpoint there, a flat model, another ending, or `out` is a folder.
     """
+    if not out.endswith((".pt", ".safetensors")):
+        raise ValueError(f"--out ends in .pt or .safetensors, not {out}")
+    if os.path.isdir(out):
+        raise ValueError(f"--out {out} is a folder: name a file in it")
     found = snapshot.load(source)
     official.refuse_flat(config_io.from_json(json.dumps(found.config)).model)
     state = official.to_official(found.model)
-    if not out.endswith((".pt", ".safetensors")):
-        raise ValueError(f"--out ends in .pt or .safetensors, not {out}")
     with files.staged(out) as local:
         if out.endswith(".pt"):
-            torch.save(state, local)
+            with local.open("wb") as stream:  # torch writes the name of a file into it, and this one's is temporary
+                torch.save(state, stream)
         else:
             from safetensors.torch import save_file
 
@@ -128,8 +136,33 @@ def export_official(source: str, out: str) -> dict[str, Any]:
 
 
 def _write(out: str, state: Mapping[str, Tensor], config: RunConfig) -> str:
-    """Commit weights as the checkpoint of step 0; returns its folder."""
-    writer = Checkpointer(out, config=config_io.to_dict(replace(config, name=config.name or config.recipe)))
+    """Commit weights as the checkpoint of step 0; returns its folder. Raises ValueError when `out` holds another."""
+    settings = config_io.to_dict(replace(config, name=config.name or config.recipe))
+    _refuse_others(out, state, settings)
+    writer = Checkpointer(out, config=settings)
     writer.save(0, state, {}, {})
     writer.close()
     return files.join(out, "step_00000000")
+
+
+def _refuse_others(out: str, state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
+    """Refuse a folder with checkpoints that this conversion would not write: none is replaced, none removed.
+
+    A damaged checkpoint of step 0 is no obstacle: the writer replaces it.
+    """
+    if not files.is_remote(out) and os.path.exists(out) and not os.path.isdir(out):
+        raise ValueError(f"--out {out} is a file: name a folder for the checkpoint")
+    found = snapshot.checkpoints(out)
+    same = set(found) <= {0}
+    if same and found:
+        try:
+            old = snapshot.load(found[0])
+        except ValueError:
+            return
+        same = old.config == settings and old.model.keys() == state.keys()
+        same = same and all(torch.equal(old.model[name], value) for name, value in state.items())
+    if not same:
+        raise ValueError(
+            f"{out} already holds checkpoints that are not this conversion (of other weights or settings): "
+            "choose another --out, or remove that folder"
+        )

@@ -13,6 +13,7 @@ from hero_model.multitask import MultiTaskHero
 from hero_platform import config_io, files, home
 from hero_platform.config import OptimConfig, RunConfig, ScheduleConfig, StoreRef, differences, identity
 from hero_platform.feed.loader import ExampleReader, mixture_of, open_stores
+from hero_platform.tracking.journal import FILE as JOURNAL_FILE
 from hero_platform.train import snapshot
 from hero_platform.train.summary import unique_tasks
 
@@ -134,25 +135,39 @@ def _start_left_behind(config: RunConfig) -> str | None:
 
 
 def weights_of(name: str) -> str:
-    """Folder of the checkpoint a run name (its best, else its last) or a path stands for.
+    """Folder of the checkpoint that `name` stands for.
+
+    It is a checkpoint's folder, or stands for the best, else the last, of several: a run's name, a run's folder, its
+    `checkpoints`, or what `jobs.convert` wrote. A run's name means the run, though a folder of checkpoints here has it.
 
     Raises:
         ValueError: there is none.
     """
-    for folder in (name, name if files.is_remote(name) else os.path.abspath(name)):
-        if files.exists(files.join(folder, "model.safetensors")):
-            return folder
-    if "/" not in name:
-        root = home.checkpoints_dir(name)
+    place = name if files.is_remote(name) else os.path.abspath(name)
+    if files.exists(files.join(place, "model.safetensors")):
+        return place
+    roots = [place, files.join(place, "checkpoints")]
+    if home.is_name(name):
+        roots.insert(0, home.checkpoints_dir(name))
+    for root in roots:
         if snapshot.checkpoints(root):
-            return snapshot.choose(root, "best" if files.exists(files.join(root, snapshot.BEST)) else "last")
+            return best_or_last(root)
     raise ValueError(
-        f"init_from {name!r} is neither a run with a checkpoint under {home.root()} nor a checkpoint folder"
+        f"init_from {name!r} is neither a run with a checkpoint under {home.root()} nor a folder of checkpoints: "
+        "give a run's name, a step_* folder, or a folder that holds such"
     )
+
+
+def best_or_last(root: str) -> str:
+    """Folder of the best checkpoint under `root`, of the last where none has a score. Raises like `choose`."""
+    return snapshot.choose(root, "best" if files.exists(files.join(root, snapshot.BEST)) else "last")
 
 
 def check_same_run(config: RunConfig, folder: str) -> bool:
     """Whether the run in `folder` exists already, with the same identity.
+
+    A run without any result may get other initial weights, as after a start that found them damaged: it does not exist
+    yet, and its config is to be written anew.
 
     Raises:
         ValueError: it is another experiment: the identity fields that differ are named.
@@ -161,12 +176,26 @@ def check_same_run(config: RunConfig, folder: str) -> bool:
     if not files.exists(path):
         return False
     old = config_io.from_json(files.read_bytes(path).decode())
-    if changed := differences(identity(old), identity(config)):
+    changed = differences(identity(old), identity(config))
+    if (
+        changed
+        and not _has_begun(folder)
+        and identity(replace(old, init_digest=config.init_digest)) == identity(config)
+    ):
+        return False
+    if changed:
         raise ValueError(
             f"run {config.name!r} already exists with other settings: {'; '.join(changed)}. "
             "Choose another --name, or repeat those settings to resume it"
         )
     return True
+
+
+def _has_begun(folder: str) -> bool:
+    """Whether a run has anything that its initial weights decided: a checkpoint, or a line in its journal."""
+    journal = files.join(folder, JOURNAL_FILE)
+    recorded = files.exists(journal) and files.size_of(journal) > 0
+    return recorded or bool(snapshot.checkpoints(files.join(folder, "checkpoints")))
 
 
 def load_weights(module: MultiTaskHero, config: RunConfig) -> str:

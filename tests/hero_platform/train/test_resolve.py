@@ -168,10 +168,34 @@ def test_weights_by_run_and_by_folder(run, hero_home):
     train(replace(run, steps=3), Surroundings(home.run_dir("first")))  # the first run goes on and has other weights
     moved = resolve(begun)
     assert moved.init_digest != begun.init_digest
+    assert not check_same_run(moved, folder)  # it has no result yet: other initial weights are no other experiment
+    refused(r"other settings: init_digest \(.*; seed", check_same_run, replace(moved, seed=1), folder)
+    files.write_bytes(files.join(folder, "metrics.jsonl"), b"")
+    assert not check_same_run(moved, folder)
+    files.write_bytes(files.join(folder, "metrics.jsonl"), b"{}\n")
     refused("other settings: init_digest", check_same_run, moved, folder)
     train(begun, Surroundings(folder))  # once it has a checkpoint of its own, where it began does not matter any more
     again = resolve(moved)
     assert again.init_digest == begun.init_digest and check_same_run(again, folder)
+
+
+def test_a_folder_of_checkpoints_stands_for_one(run, hero_home, tmp_path, monkeypatch):
+    folder = home.run_dir("first")
+    train(replace(run, steps=2), Surroundings(folder))
+    root = home.checkpoints_dir("first")
+    for name in (folder, root, f"{root}/step_00000002"):
+        assert weights_of(name) == f"{root}/step_00000002"
+    files.write_json(f"{root}/best.json", {"step": 1, "score": 1.0, "metric": "x"})
+    assert weights_of(folder) == weights_of(root) == weights_of("first") == f"{root}/step_00000001"
+    begun = resolve(replace(run, name="second", init_from=folder))
+    assert begun.init_digest == files.sha256_file(f"{root}/step_00000001/model.safetensors")
+
+    monkeypatch.chdir(tmp_path)
+    converted = saved(
+        "first", {"x": torch.ones(1)}
+    )  # as `jobs.convert --out first` leaves it beside a run of that name
+    assert weights_of("first") == f"{root}/step_00000001"
+    assert weights_of("./first") == converted == str(tmp_path / "first" / "step_00000001")
 
 
 def saved(folder: str, weights: dict[str, torch.Tensor]) -> str:
