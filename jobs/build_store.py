@@ -37,6 +37,9 @@ def _build(own: argparse.Namespace) -> int:
     from hero_platform import files, home
     from hero_platform.store.build import build
 
+    home.check_name("corpus", own.corpus)
+    if own.name:
+        home.check_name("store", own.name)
     with chosen_source(own) as (source, tokenizer, feature_set):
         out = own.out or files.join(home.root(), "stores", own.corpus, own.name or feature_set)
         if own.dry_run:

@@ -65,6 +65,7 @@ def test_a_worker_imports_no_torch():
         (["npz", "--features", "{tmp}", "--subtitles", "{tmp}", "--corpus", "x"], "--tokenizer"),
         (["synthetic", "--videos", "3", "--val-videos", "9"], "--val-videos 9"),
         (["synthetic", "--videos", "0"], "no videos"),
+        (["synthetic", "--name", "../x"], "store name '../x' may only hold"),
         (["inspect", "{tmp}"], "is not a store"),
     ],
 )
