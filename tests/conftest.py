@@ -49,6 +49,7 @@ def ray_session() -> Iterator[Any]:
     assert not ray.is_initialized(), "every test that uses Ray takes this fixture"
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # socket paths may not exceed 107 bytes
     ray.init(
+        address="local",
         num_cpus=4,
         include_dashboard=False,
         object_store_memory=300_000_000,

@@ -48,6 +48,7 @@ def cluster(num_workers: int, *, fewest: int = 0, cpus_each: int = 1, crowded: b
     with scratch("hero-ray-") as folder:
         try:
             ray.init(
+                address="local",  # else Ray joins any cluster that it finds on this machine
                 num_cpus=max(needed + 2, os.cpu_count() or 2),  # fewer can deadlock (stack.md 0.5)
                 include_dashboard=True,  # without it Ray Train logs an error each second
                 dashboard_host="127.0.0.1",

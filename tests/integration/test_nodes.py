@@ -45,6 +45,8 @@ def worlds(runs, name: str) -> list[int]:
 
 
 @pytest.mark.ray
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
 def test_notice_that_a_node_will_be_taken_away(nodes, runs, monkeypatch):
     process = runs.start("moved", *SETTINGS, *FOR_EVER)
     runs.until(lambda: runs.step("moved") >= 10, process)
@@ -73,6 +75,8 @@ def test_notice_that_a_node_will_be_taken_away(nodes, runs, monkeypatch):
 
 
 @pytest.mark.ray
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
 def test_a_run_shrinks_to_the_nodes_that_are_left_and_grows_again(nodes, runs):
     elastic = ["--scale.min-workers", "1", "--scale.grow-every-s", "5", "--checkpoint.every", "10"]
     exact = ["--model.dropout", "0", "--model.attention-dropout", "0", "--precision", "fp64"]

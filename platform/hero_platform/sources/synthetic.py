@@ -123,7 +123,7 @@ class SyntheticSource:
 
     def provenance(self) -> dict[str, Any]:
         """Give all settings and the generator's version."""
-        return {"source": "synthetic", "generator": 3, **asdict(self)}
+        return {"source": "synthetic", "generator": 4, **asdict(self)}
 
     def annotations(self) -> Iterator[Annotation | Reject]:
         """Generate moments, questions, statements and captions of every annotated video, video after video."""
@@ -242,7 +242,7 @@ class SyntheticSource:
             for half, (text, label) in enumerate(self._opposites(rng, scene, scenes)):
                 yield note("statements", f"{rank}-{half}", scene, text, label=label)
         for rank, scene in enumerate(self._pick(rng, scenes, self.captions_per_video)):
-            yield note("captions", rank, scene, self.world.describe(rng, world.CAPTIONS, scene))
+            yield note("captions", rank, scene, self.world.describe(rng, world.CAPTIONS, scene, plainly=True))
 
     def _pick(self, rng: np.random.Generator, scenes: list[Scene], count: int) -> list[Scene]:
         """`count` scenes, or as many as there are, each unlike all others of the video, so that a text is about one."""

@@ -196,9 +196,17 @@ class World:
         """Name an attribute's value with one of its words; what is only heard has one name."""
         return WORDS[attribute][value][int(rng.integers(1 if attribute in HEARD else self.synonyms))]
 
-    def describe(self, rng: np.random.Generator, templates: tuple[str, ...], scene: Scene) -> str:
-        """Fill the attribute names of one of `templates` with words: what was said is quoted."""
-        words = {name: self.say(rng, name, value) for name, value in scene.values.items()} | scene.spoken
+    def describe(
+        self, rng: np.random.Generator, templates: tuple[str, ...], scene: Scene, *, plainly: bool = False
+    ) -> str:
+        """Fill the attribute names of one of `templates` with words: what was said is quoted.
+
+        What was not said goes by any of its names, or by its first one.
+        """
+        words = {
+            name: WORDS[name][value][0] if plainly else self.say(rng, name, value)
+            for name, value in scene.values.items()
+        } | scene.spoken
         return templates[int(rng.integers(len(templates)))].format(**words)
 
 

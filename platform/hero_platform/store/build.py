@@ -123,6 +123,7 @@ def ray_cluster(workers: int) -> Iterator[int]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
     local = {
+        "address": "local",  # else Ray joins any cluster that it finds on this machine
         "num_cpus": workers + 2,  # Ray Data hangs when its tasks take every CPU
         "object_store_memory": OBJECT_STORE_BYTES,
         "include_dashboard": False,
