@@ -178,12 +178,12 @@ def test_a_folder_and_a_file_in_each_others_place_are_one_line(tmp_path: Path, c
         folder.mkdir()
         assert convert.main(["official", str(tmp_path / "hero" / "step_00000000"), "--out", str(folder)]) == 2
         error = capsys.readouterr().err
-        assert f"{folder} is a folder, where a file is needed" in error and error.count("\n") == 1
+        assert f"--out {folder} is a folder: name a file in it" in error and error.count("\n") == 1
         assert list(folder.iterdir()) == [] and not list(tmp_path.glob("*.partial"))
     (tmp_path / "file").write_text("mine")
     assert convert.main([*command, str(tmp_path / "file")]) == 2
     error = capsys.readouterr().err
-    assert "a part of this path is a file" in error and error.count("\n") == 1
+    assert "is a file: name a folder for the checkpoint" in error and error.count("\n") == 1
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys):

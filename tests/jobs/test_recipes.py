@@ -33,4 +33,4 @@ def test_twenty_debug_steps_move_the_loss(name: str, tiny_store: str, hero_home:
     assert len(lines) == STEPS and sum(map(len, losses.values())) == STEPS
     moved = {key: np.mean(values[-3:]) / values[0] for key, values in losses.items() if len(values) >= 4}
     assert moved and min(moved.values()) < 0.97
-    assert max(moved.values()) < 1.1
+    assert max(moved.values()) < 1.3  # the span term is in some steps only
