@@ -14,8 +14,8 @@ from typing import Any
 from jobs.cli import Parser, add_common, program_of, run_job, write_json
 
 PROGRAM = program_of("jobs.demo")
-# Few annotations, many videos: 240 queries to fine-tune on, 1,000 videos to pre-train on, 600 queries held out.
-CORPUS_FLAGS = "--videos 1300 --val-videos 100 --test-videos 200 --annotated-train 80".split()
+# Few annotations, many videos: 720 queries to fine-tune on, 1,000 videos to pre-train on, 600 queries held out.
+CORPUS_FLAGS = "--videos 1300 --val-videos 100 --test-videos 200 --annotated-train 240".split()
 SPLIT = "test"
 WORKERS = 2
 
