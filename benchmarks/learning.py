@@ -100,7 +100,7 @@ Table = dict[str, dict[str, Cell]]  # row -> column -> cell
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, evaluate, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[4, 5, 6], help="settings were chosen on seeds 0, 2 and 3")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[4, 5, 6], help="settings were chosen on 0, 2 and 3")
     parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help="these kinds")
     parser.add_argument("--home", help="keep the runs here, and go on with them (default: a temporary folder)")
     parser.add_argument("--json", metavar="FILE", help="write the tables to FILE, machine-readable")

@@ -1,6 +1,6 @@
-"""Recipes on the synthetic corpus: pre-training, and a fine-tuning of each kind, in one or two minutes on one core.
+"""Recipes on the synthetic corpus: pre-training, and a fine-tuning of each kind, in minutes on one core.
 
-Settings were chosen on the corpora of seeds 0, 2 and 3. `benchmarks/learning.py` measures what they come to on other seeds.
+Settings were chosen on the corpora of seeds 0, 2 and 3; `benchmarks/learning.py` measures what they come to on others.
 """
 
 from __future__ import annotations
