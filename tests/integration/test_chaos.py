@@ -142,6 +142,7 @@ def test_a_few_faults(runs):
         assert runs.start("broken", *few, faults=[asdict(fault)]).wait(timeout=120) == fault.code, number
     assert runs.start("broken", *few).wait(timeout=120) == 0
     assert runs.record("broken") == runs.record("steady") and runs.digests("broken", 40) == runs.digests("steady", 40)
+    assert not list((runs.home / "runs" / "broken").glob("hung-*")), "killed starts leave no empty files"
 
 
 @pytest.mark.chaos

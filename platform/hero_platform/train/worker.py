@@ -164,7 +164,12 @@ def _stack_file(around: Surroundings) -> str:
     """Where the stacks of a rank that hangs are written: beside the run where that is a local folder."""
     place = tempfile.gettempdir() if files.is_remote(around.folder) else around.folder
     files.makedirs(place)
-    return files.join(place, f"hung-rank{around.comm.rank}-{os.getpid()}.txt")
+    prefix = f"hung-rank{around.comm.rank}-"
+    if place == around.folder:
+        for name in files.listdir(place):
+            if name.startswith(prefix) and not files.size_of(files.join(place, name)):
+                files.remove(files.join(place, name))  # of a start that was killed: it had nothing to say
+    return files.join(place, f"{prefix}{os.getpid()}.txt")
 
 
 def _before_publish(around: Surroundings) -> None:
