@@ -20,17 +20,21 @@ def test_twenty_debug_steps_move_the_loss(name: str, tiny_store: str, hero_home:
     config = recipe(name)
     corpora = {entry.corpus for entry in config.mixture}
     stores = [word for corpus in sorted(corpora) for word in ("--store", f"{corpus}={tiny_store}")]
-    settings = ["--model", "debug", "--steps", str(STEPS), "--batch", "8", "--name", "short"]
+    # a ranking loss depends on who meets whom: pre-training sees all 24 videos of the store in each step
+    batch = "24" if name.startswith("pretrain") else "8"
+    settings = ["--model", "debug", "--steps", str(STEPS), "--batch", batch, "--name", "short"]
     quiet = ["--tracking.kind", "none", "--evaluation.every", "0", "--checkpoint.every", "0", "--model.dropout", "0"]
     assert train.main([name, *settings, *stores, *quiet, "--model.attention-dropout", "0"]) == 0
 
     lines = [json.loads(line) for line in (hero_home / "runs" / "short" / "metrics.jsonl").read_text().splitlines()]
     losses: dict[str, list[float]] = defaultdict(list)
     for line in lines:
-        for metric, value in line["metrics"].items():
-            if metric.startswith("train/loss/") and metric.count("/") == 3:
-                losses[metric].append(value)
-    assert len(lines) == STEPS and sum(map(len, losses.values())) == STEPS
+        totals = [metric for metric in line["metrics"] if metric.startswith("train/loss/") and metric.count("/") == 3]
+        assert len(totals) == 1, "each step trains one task"
+        terms = [metric for metric in line["metrics"] if metric.startswith(f"{totals[0]}/")]
+        for metric in terms or totals:  # a sum rises and falls with the terms that a step leaves out
+            losses[metric].append(line["metrics"][metric])
+    assert len(lines) == STEPS
     moved = {key: np.mean(values[-3:]) / values[0] for key, values in losses.items() if len(values) >= 4}
     assert moved and min(moved.values()) < 0.97
-    assert max(moved.values()) < 1.3  # the span term is in some steps only
+    assert max(moved.values()) < 1.1
