@@ -154,10 +154,9 @@ def ray_worker(payload: Mapping[str, Any]) -> None:
 
     held = only_one(folder) if comm.rank == 0 else contextlib.nullcontext()
     node = context.get_node_rank()
-    elsewhere = (
-        node > 0 and context.get_local_rank() == 0
-    )  # one rank speaks for a node; rank 0's is sampled by its tracker
-    load = reported(folder, node) if elsewhere else contextlib.nullcontext()
+    # One rank speaks for its node; that of rank 0 is sampled by the tracker.
+    speaks = node > 0 and context.get_local_rank() == 0
+    load = reported(folder, node) if speaks else contextlib.nullcontext()
     with _messages(folder, comm.rank), load, held as lease:
         try:
             outcome = train(
