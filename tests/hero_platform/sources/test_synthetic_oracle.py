@@ -17,6 +17,10 @@ def meaning(text):
     return dict(MEANS[word] for word in text.split() if word in MEANS)
 
 
+def percent(*shares):
+    return [round(100 * share) for share in shares]
+
+
 class Oracle(NamedTuple):
     """What is known about every scene of the 200 test videos; the meaning of every word is."""
 
@@ -64,6 +68,7 @@ def test_a_query_finds_its_video_only_with_both_modalities(oracle):
     assert everything > 0.95
     assert both > 0.8
     assert text < 0.6 and sight < 0.6, (text, sight)
+    assert percent(both, text, sight, everything) == [82, 40, 10, 98], "docs/data.md has these"
 
 
 def test_a_question_is_answered_only_with_both_modalities_and_only_if_it_is_read(oracle):
@@ -87,7 +92,8 @@ def test_a_question_is_answered_only_with_both_modalities_and_only_if_it_is_read
     assert everything > 0.95
     assert both > 0.9
     assert text < 0.75 and sight < 0.75, (text, sight)
-    assert accuracy(oracle.both, reads=False) < 0.8
+    assert (unread := accuracy(oracle.both, reads=False)) < 0.8
+    assert percent(both, text, sight, unread) == [99, 72, 45, 69], "docs/data.md has these"
 
 
 def test_a_statement_is_judged_only_with_both_modalities(oracle):
@@ -107,3 +113,4 @@ def test_a_statement_is_judged_only_with_both_modalities(oracle):
     assert everything == 1.0
     assert both > 0.95
     assert text < 0.92 and sight < 0.7, (text, sight)
+    assert percent(both, text, sight) == [100, 85, 67], "docs/data.md has these"
