@@ -56,6 +56,9 @@ KINDS = (
     "roberta_init",
     "state_dict_keys",
     "schedule",
+    "metrics/retrieval",
+    "metrics/caption",
+    "metrics/functions",
 )
 
 # The files of a padded case: folder -> the kind of every output file in it, by the longest matching start of its name.
@@ -177,6 +180,11 @@ def files(pattern: str) -> list[Path]:
     return sorted(path for folder in sets() for path in folder.glob(pattern))
 
 
+def metrics(kind: str) -> list[Path]:
+    """Examples of the official evaluators: `retrieval`, `caption`, `functions`."""
+    return sorted((root() / "metrics").glob(f"{kind}*.json"))
+
+
 def kinds_present() -> dict[str, int]:
     """How many cases of each kind this run's folder holds."""
     counts: dict[str, int] = {}
@@ -191,6 +199,8 @@ def kinds_present() -> dict[str, int]:
     counts["roberta_init"] = len(files("roberta_init/info.json"))
     counts["state_dict_keys"] = len(files("state_dict_keys.json"))
     counts["schedule"] = int((root() / "schedule.json").is_file())
+    for kind in ("retrieval", "caption", "functions"):
+        counts[f"metrics/{kind}"] = len(metrics(kind))
     return {kind: count for kind, count in counts.items() if count}
 
 

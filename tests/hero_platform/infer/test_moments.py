@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hero_model.config import debug
-from hero_model.metrics.retrieval import Ranked, RetrievalMetric
+from hero_model.metrics.retrieval import Ranked, RetrievalMetric, length_mask
 from hero_model.multitask import MultiTaskHero
 from hero_model.tasks import Entailment, Fom, MomentRetrieval, VideoQa, VideoRetrieval, Vsm
 from hero_platform.config import Entry, RunConfig
@@ -231,3 +231,28 @@ def test_official_unravelling_by_hand(max_frames: int, wanted: list[float]):
     listed = Ranked.of([[[2, 0, 0, 2.0], [0, 0, 0, 1.0]]])
     decoded = official_unravelling(Answers(vcmr=found, svmr=found, vr=listed, timing=timing), max_frames)
     assert decoded.rows(0) == [[*wanted, 0.9]]
+
+
+@pytest.mark.parametrize("max_frames", [9, 10, 23])
+def test_official_unravelling_is_numpys_with_the_wrong_shape(max_frames: int):
+    """The official steps on random scores of 5 videos, the longest of 9 frames: flatten by 9, take apart by more."""
+    rng = np.random.default_rng(max_frames)
+    frames, longest = np.array([4, 9, 6, 5, 8]), 9
+    listed = rng.permutation(5)
+    scores = rng.random((5, longest, longest)) * length_mask(longest, 2, 6)
+    for place, video in enumerate(listed):
+        scores[place, frames[video] :] = scores[place, :, frames[video] :] = 0
+    order = np.argsort(-scores.reshape(-1))[: np.count_nonzero(scores)]
+    right = np.unravel_index(order, scores.shape)
+    timing = Timing(np.array([1.0, 2.0, 1.5, 1.0, 0.5]), frames)
+
+    def answers_at(places: np.ndarray, first: np.ndarray, last: np.ndarray) -> list[list[float]]:
+        step, values = timing.interval_s[listed[places]], scores.reshape(-1)[order]
+        return np.stack([listed[places], first * step, (last + 1) * step, values], axis=1).tolist()
+
+    vcmr = Ranked.of([answers_at(*right)])
+    vr = Ranked.of([[[video, 0, 0, 9.0 - place] for place, video in enumerate(listed)]])
+    decoded = official_unravelling(Answers(vcmr=vcmr, svmr=vcmr, vr=vr, timing=timing), max_frames)
+    wrong = np.unravel_index(order, (len(listed), max_frames, max_frames))
+    assert decoded.rows(0) == pytest.approx(np.array(answers_at(*wrong)))
+    assert (decoded.rows(0) == vcmr.rows(0)) == (max_frames == longest)
