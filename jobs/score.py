@@ -21,6 +21,9 @@ def parser() -> argparse.ArgumentParser:
     built.add_argument("predictions", metavar="FILE", help="predictions.jsonl, or a submission in the official form")
     built.add_argument("--reference", required=True, metavar="FILE", help="the annotations of the split, as published")
     built.add_argument("--corpus", default="tvr", help="whose annotations they are (default tvr)")
+    built.add_argument(
+        "--split", default="test", help="of a FILE that holds several, MSR-VTT's videodatainfo.json (default test)"
+    )
     built.add_argument("--official-rounding", action="store_true", help="round to two decimals")
     search = built.add_argument_group("retrieval")
     search.add_argument("--nms", type=float, metavar="IOU", help="drop spans that overlap a better one more than IOU")
@@ -47,7 +50,7 @@ def _job(own: argparse.Namespace) -> int:
     corpus = CORPORA[own.corpus]
     scorer = SCORERS[corpus.kind]
     rules = Rules(own.nms, own.before_nms, own.keep, own.official_truncation)
-    read = list(corpus.read(own.reference, "reference"))
+    read = list(corpus.read(own.reference, own.split))
     reference = [row for row in read if isinstance(row, Annotation)]
     for reject in (row for row in read if isinstance(row, Reject)):
         print(f"left out    {reject.where}: {reject.reason}")

@@ -85,6 +85,19 @@ def test_truncation_changes_what_suppression_sees(tmp_path: Path, capsys):
         assert json.loads((tmp_path / "a.json").read_text())["metrics"]["vcmr_r5_iou07"] == recall
 
 
+@pytest.mark.parametrize(("flags", "recall"), [([], 100), (["--split", "val"], 0)])
+def test_a_reference_that_holds_several_splits(flags: list[str], recall: float, tmp_path: Path):
+    """MSR-VTT's whole list: only the videos of the split are asked about."""
+    videos = [{"video_id": "a", "split": "test"}, {"video_id": "b", "split": "validate"}]
+    asked = [{"sen_id": n, "video_id": video, "caption": "x"} for n, video in enumerate("ab")]
+    reference = tmp_path / "videodatainfo.json"
+    reference.write_text(json.dumps({"videos": videos, "sentences": asked}))
+    answers = [{"query": str(n), "vr": [["a", 2.0], ["c", 1.0]]} for n in range(2)]
+    command = [write_lines(tmp_path / "p.jsonl", answers), "--reference", str(reference), "--corpus", "msrvtt"]
+    assert score.main([*command, *flags, "--json", str(tmp_path / "found.json")]) == 0
+    assert json.loads((tmp_path / "found.json").read_text())["metrics"]["vr_r5"] == recall
+
+
 def test_mistakes_are_one_line(tmp_path: Path, capsys):
     good = tmp_path / "r.jsonl"
     good.write_text('{"desc_id": 1, "desc": "x", "vid_name": "a", "ts": [9, 12]}\n')

@@ -44,6 +44,7 @@ class Corpus:
     shortest: int = 2  # a predicted moment has more than `shortest` frames ...
     longest: int = 16  # ... and at most `longest`
     row_types: tuple[type, ...] = (dict,)  # of a row's value: dict of a JSON object, list of a CSV line
+    whole: Callable[[dict[str, Any]], list[Any] | None] | None = None  # a file that is one object -> its rows
     video_files: bool = False  # names videos by their files, with an ending that a store may not have
 
     def read(self, path: str, split: str) -> Iterator[Annotation | Reject]:
@@ -53,7 +54,7 @@ class Corpus:
             ValueError: the file is not there or as a whole not what a corpus publishes.
         """
         seen: set[str] = set()
-        for row in _rows(path):
+        for row in _rows(path, self.whole):
             if isinstance(row, Reject):
                 yield row
                 continue
@@ -155,8 +156,8 @@ def number(row: Mapping[str, Any], *names: str) -> str:
     return str(value)
 
 
-def _rows(path: str) -> Iterator[Row | Reject]:
-    """Rows of a CSV file, a JSON list, or a file with one JSON object a line."""
+def _rows(path: str, whole: Callable[[dict[str, Any]], list[Any] | None] | None) -> Iterator[Row | Reject]:
+    """Rows of a CSV file, a JSON list, a JSON object that holds them, or a file with one JSON object a line."""
     name = files.name_of(path)
     if not files.exists(path):
         raise ValueError(f"{path}: not there")
@@ -166,11 +167,7 @@ def _rows(path: str) -> Iterator[Row | Reject]:
         raise ValueError(f"{path}: not UTF-8 text: {error}") from error
     if name.lower().endswith(".csv"):
         yield from _csv_rows(name, text)
-    elif text.lstrip().startswith("["):
-        try:
-            entries = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: not readable JSON: {error}") from error
+    elif (entries := _entries(path, text, whole)) is not None:
         for place, value in enumerate(entries, start=1):
             yield _object(f"{name}: entry {place}", place, value)
     else:
@@ -180,6 +177,20 @@ def _rows(path: str) -> Iterator[Row | Reject]:
                     yield _object(f"{name}:{place}", place, json.loads(line))
                 except (ValueError, RecursionError) as error:
                     yield Reject("", f"{name}:{place}", f"not readable JSON: {error}")
+
+
+def _entries(path: str, text: str, whole: Callable[[dict[str, Any]], list[Any] | None] | None) -> list[Any] | None:
+    """The rows of a file that is one JSON value; None: it has a row a line."""
+    if text.lstrip().startswith("["):
+        try:
+            return list(json.loads(text))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: not readable JSON: {error}") from error
+    try:
+        value = json.loads(text) if whole else None
+    except (ValueError, RecursionError):
+        return None  # several lines, or a broken one, which is named by its number
+    return whole(value) if whole and isinstance(value, dict) else None
 
 
 def _csv_rows(name: str, text: str) -> Iterator[Row | Reject]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,8 +112,8 @@ FIXTURES: dict[str, tuple[str, list[str], list[str]]] = {  # corpus -> file name
 }
 
 
-def parse(name: str, path: Path) -> tuple[list[Annotation], list[Reject]]:
-    found = list(CORPORA[name].read(str(path), "val"))
+def parse(name: str, path: Path, split: str = "val") -> tuple[list[Annotation], list[Reject]]:
+    found = list(CORPORA[name].read(str(path), split))
     good = [one for one in found if isinstance(one, Annotation)]
     return good, [one for one in found if isinstance(one, Reject)]
 
@@ -160,6 +161,20 @@ def test_moments(read):
     assert [reject.where for reject in bad] == [f"test_data.json: entry {n}" for n in (2, 3, 4)]
     (sentence,), _ = read("msrvtt")
     assert (sentence.id, sentence.video) == ("ret0", "video9770") and math.isnan(sentence.start_s)
+
+
+def test_the_whole_of_msrvtt(tmp_path: Path):
+    """One object with all splits; its sentences of the split asked for."""
+    path = tmp_path / "train_val_videodatainfo.json"
+    videos = [{"video_id": f"video{n}", "split": split} for n, split in enumerate(("train", "validate", "test"))]
+    sentences: list[Any] = [{"sen_id": n, "video_id": f"video{n % 3}", "caption": f"text {n}"} for n in range(6)]
+    sentences += [{"sen_id": 7, "video_id": "video1"}, "no object", {"sen_id": 8, "video_id": "video9", "caption": "x"}]
+    path.write_text(json.dumps({"info": {"year": "2016"}, "videos": videos, "sentences": sentences}, indent=1))
+    for split, wanted in (("train", ["0", "3"]), ("val", ["1", "4"]), ("test", ["2", "5"])):
+        good, bad = parse("msrvtt", path, split)
+        assert [one.id for one in good] == wanted and {one.split for one in good} == {split}
+        assert [reject.where.rpartition(": ")[2] for reject in bad] == ["entry 7", "entry 8", "entry 9"]
+    assert good[0].text == "text 2" and good[0].video == "video2"
 
 
 def test_questions_statements_and_captions(read):
