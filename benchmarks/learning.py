@@ -114,9 +114,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         tables = results(own.seeds, own.only)
         print("\n\n".join(f"{title}\n\n{markdown(table)}" for title, table in tables.items()))
         print("\n" + "\n".join(verdicts(tables[TITLES[0]])))
+        took = {
+            column(kind): Cell(tuple(marks[result_name(kind, Start(), seed)]["seconds"] for seed in own.seeds))
+            for kind in own.only
+        }
+        print("\n" + markdown({"seconds to fine-tune and evaluate, one thread": took}))
         if own.json:
             facts = {
                 "seeds": own.seeds,
+                "seconds_to_finetune_and_evaluate": {name: cell.to_dict() for name, cell in took.items()},
                 "core_seconds": sum(mark["seconds"] for mark in marks.values()),
                 "seconds": time.monotonic() - began,
                 "tables": {

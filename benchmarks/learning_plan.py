@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from benchmarks.learning_pool import Job
 from hero_platform import files, home
 
-CORPUS = "--videos 1300 --val-videos 100 --test-videos 200 --annotated-train 1000".split()
+CORPUS = [
+    *"--videos 1300 --val-videos 100 --test-videos 200 --annotated-train 1000".split(),
+    *"--scenes 3 4 --scene-frames 2 5".split(),  # short videos: a question reads its own five times
+]
 SPLIT = "test"
 HIDDEN = {"frames only": "subtitles", "subtitles only": "frames"}  # system -> what it does not see
 STAGES = ("mlm", "mfm", "fom", "vsm")  # in the order of pretrain_synthetic's mixture, and of the paper's table

@@ -15,7 +15,10 @@ from jobs.cli import Parser, add_common, program_of, run_job, write_json
 
 PROGRAM = program_of("jobs.demo")
 # Few annotations, many videos: 720 queries to fine-tune on, 1,000 videos to pre-train on, 600 queries held out.
-CORPUS_FLAGS = "--videos 1300 --val-videos 100 --test-videos 200 --annotated-train 240".split()
+CORPUS_FLAGS = [
+    *"--videos 1300 --val-videos 100 --test-videos 200 --annotated-train 240".split(),
+    *"--scenes 3 4 --scene-frames 2 5".split(),  # short ones
+]
 SPLIT = "test"
 WORKERS = 2
 

@@ -57,6 +57,12 @@ def add_sources(commands: Any) -> None:
     synthetic.add_argument("--frame-dim", type=_count, metavar="V", help="width of a frame feature")
     synthetic.add_argument("--vocab", type=_count, metavar="N", help="size of the vocabulary")
     synthetic.add_argument("--annotated-train", type=_count, metavar="N", help="train videos that carry annotations")
+    synthetic.add_argument(
+        "--scenes", type=_count, nargs=2, metavar=("LEAST", "MOST"), help="scenes of a video (default 4 6)"
+    )
+    synthetic.add_argument(
+        "--scene-frames", type=_count, nargs=2, metavar=("LEAST", "MOST"), help="frames of a scene (default 3 7)"
+    )
     synthetic.add_argument("--shuffle-subtitles", action="store_true", help="control: subtitles of other videos")
     synthetic.add_argument(
         "--hide", choices=["frames", "subtitles"], default="", help="frames are only noise, or subtitles have no words"
@@ -130,6 +136,8 @@ def _synthetic(own: argparse.Namespace, stack: ExitStack) -> Chosen:
     if num_val + num_test > own.videos:
         raise ValueError(f"--videos {own.videos} is less than --val-videos {num_val} plus --test-videos {num_test}")
     chosen = {"frame_dim": own.frame_dim, "vocab_size": own.vocab, "annotated_train": own.annotated_train}
+    ranges = {"num_scenes": own.scenes, "scene_frames": own.scene_frames}
+    chosen |= {name: given and tuple(given) for name, given in ranges.items()}
     source = SyntheticSource(
         num_train=own.videos - num_val - num_test,
         num_val=num_val,

@@ -16,13 +16,13 @@ from hero_platform.config import (
 )
 
 
-def mixture(corpus: str, vsm: Vsm) -> tuple[Entry, ...]:
+def mixture(corpus: str, vsm: Vsm, *, vsm_weight: float = 2) -> tuple[Entry, ...]:
     """The four objectives on one corpus."""
     return (
         Entry(task=Mlm(), corpus=corpus, weight=2),
         Entry(task=Mfm(), corpus=corpus, weight=2),
         Entry(task=Fom(), corpus=corpus, weight=1),
-        Entry(task=vsm, corpus=corpus, weight=2),
+        Entry(task=vsm, corpus=corpus, weight=vsm_weight),
     )
 
 
