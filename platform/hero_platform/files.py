@@ -2,6 +2,7 @@
 
 A path is a plain string or `Path` (local) or an `s3://bucket/key` URL. Credentials, region and endpoint come from the
 environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...) or the instance role, never from a config (design D11).
+Whatever is wrong with a place is an OSError.
 """
 
 from __future__ import annotations
@@ -66,27 +67,27 @@ def exists(path: str | os.PathLike[str]) -> bool:
     """Whether a file or folder is there."""
     if not is_remote(path):
         return os.path.exists(path)
-    fs, inner = filesystem(path)
-    return bool(fs.exists(inner))
+    with _reached(path) as (fs, inner):
+        return bool(fs.exists(inner))
 
 
 def size_of(path: str | os.PathLike[str]) -> int:
     """Bytes of a file. Raises FileNotFoundError when it is not there."""
     if not is_remote(path):
         return os.path.getsize(path)
-    fs, inner = filesystem(path)
-    return int(fs.size(inner))
+    with _reached(path) as (fs, inner):
+        return int(fs.size(inner))
 
 
 def listdir(path: str | os.PathLike[str]) -> list[str]:
     """Sorted names directly under a folder; empty when the folder is not there."""
     if not is_remote(path):
         return sorted(os.listdir(path)) if os.path.isdir(path) else []
-    fs, inner = filesystem(path)
-    try:
-        entries = fs.ls(inner, detail=False)
-    except FileNotFoundError:
-        return []
+    with _reached(path) as (fs, inner):
+        try:
+            entries = fs.ls(inner, detail=False)
+        except FileNotFoundError:
+            return []
     # a zero-byte key for the folder itself lists under its own name
     return sorted({name_of(entry) for entry in entries if entry.rstrip("/") != inner.rstrip("/")})
 
@@ -101,24 +102,24 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Whole content of a file. Raises FileNotFoundError when it is not there."""
     if not is_remote(path):
         return Path(path).read_bytes()
-    fs, inner = filesystem(path)
-    return bytes(fs.cat_file(inner))
+    with _reached(path) as (fs, inner):
+        return bytes(fs.cat_file(inner))
 
 
 def open_read(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a file for reading in parts. Raises FileNotFoundError when it is not there."""
     if not is_remote(path):
         return open(path, "rb")
-    fs, inner = filesystem(path)
-    stream: BinaryIO = fs.open(inner, "rb", block_size=_CHUNK)
+    with _reached(path) as (fs, inner):
+        stream: BinaryIO = fs.open(inner, "rb", block_size=_CHUNK)
     return stream
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a whole file atomically and durably."""
     if is_remote(path):
-        fs, inner = filesystem(path)
-        fs.pipe_file(inner, data)
+        with _reached(path) as (fs, inner):
+            fs.pipe_file(inner, data)
         return
     with staged(path) as local:
         local.write_bytes(data)
@@ -148,8 +149,8 @@ def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
         try:
             local = folder / name_of(path)
             yield local
-            fs, inner = filesystem(path)
-            fs.put_file(str(local), inner)
+            with _reached(path) as (fs, inner):
+                fs.put_file(str(local), inner)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return
@@ -170,9 +171,9 @@ def remove(path: str | os.PathLike[str]) -> None:
     if not is_remote(path):
         Path(path).unlink(missing_ok=True)
         return
-    fs, inner = filesystem(path)
-    if fs.exists(inner):
-        fs.rm_file(inner)
+    with _reached(path) as (fs, inner):
+        if fs.exists(inner):
+            fs.rm_file(inner)
 
 
 def remove_partial(folder: str | os.PathLike[str]) -> None:
@@ -190,9 +191,9 @@ def remove_tree(path: str | os.PathLike[str]) -> None:
         if os.path.isdir(path):
             shutil.rmtree(path)
         return
-    fs, inner = filesystem(path)
-    if fs.exists(inner):
-        fs.rm(inner, recursive=True)
+    with _reached(path) as (fs, inner):
+        if fs.exists(inner):
+            fs.rm(inner, recursive=True)
 
 
 def tree(path: str | os.PathLike[str]) -> list[str]:
@@ -200,9 +201,9 @@ def tree(path: str | os.PathLike[str]) -> list[str]:
     if not is_remote(path):
         root = Path(path)
         return sorted(file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file())
-    fs, inner = filesystem(path)
+    with _reached(path) as (fs, inner):
+        found = fs.find(inner) if fs.exists(inner) else []
     prefix = inner.rstrip("/") + "/"
-    found = fs.find(inner) if fs.exists(inner) else []
     return sorted(file.removeprefix(prefix) for file in found if file != inner and not file.endswith("/"))
 
 
@@ -210,8 +211,8 @@ def copy_file(src: str | os.PathLike[str], dest: str | os.PathLike[str]) -> None
     """Copy one file between any two places; `dest` appears whole or not at all."""
     with staged(dest) as local:
         if is_remote(src):
-            fs, inner = filesystem(src)
-            fs.get_file(inner, str(local))
+            with _reached(src) as (fs, inner):
+                fs.get_file(inner, str(local))
         else:
             shutil.copyfile(src, local)
 
@@ -232,6 +233,21 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         while block := stream.read(_CHUNK):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextmanager
+def _reached(path: str | os.PathLike[str]) -> Iterator[tuple[Any, str]]:
+    """The file system of a URL and the path inside it, for one call.
+
+    Raises:
+        ConnectionError: it is out of reach, which s3fs leaves to the errors of its transport: those are no OSError.
+    """
+    try:
+        yield filesystem(path)
+    except Exception as error:
+        if type(error).__module__.startswith(("botocore.", "aiobotocore.")):
+            raise ConnectionError(f"{os.fspath(path)}: {error}") from error
+        raise
 
 
 def _sync(path: Path) -> None:

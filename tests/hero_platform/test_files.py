@@ -95,3 +95,19 @@ def test_join(parts, path):
 )
 def test_parent_and_name(path, parent, name):
     assert (files.parent_of(path), files.name_of(path)) == (parent, name)
+
+
+@pytest.mark.parametrize("do", [files.exists, files.read_bytes, lambda path: files.write_bytes(path, b"x")])
+def test_an_object_store_out_of_reach_is_an_os_error(do, monkeypatch):
+    """s3fs raises what its transport raises, which nothing that expects an OSError would see."""
+    import s3fs
+
+    named = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    for name, value in named.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        with pytest.raises(ConnectionError, match="s3://nowhere/a/x: Could not connect to the endpoint"):
+            do("s3://nowhere/a/x")
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()

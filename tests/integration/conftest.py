@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +20,8 @@ from typing import Any
 
 import psutil
 import pytest
+
+from hero_platform import files
 
 ROOT = Path(__file__).resolve().parents[2]
 INJECT = Path(__file__).with_name("inject")
@@ -29,6 +35,7 @@ class Runs:
     def __init__(self, home: Path, store: str) -> None:
         self.home = home
         self._store = store
+        self.environment: dict[str, str] = {}  # added to that of every process these runs start
         self._mark = uuid.uuid4().hex  # in the environment of every process these runs start
         self._started: list[subprocess.Popen[bytes]] = []
 
@@ -59,6 +66,7 @@ class Runs:
 
     def _command(self, words: list[str], name: str, faults: Sequence[dict[str, Any]]) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "HERO_HOME": str(self.home), "HERO_TEST_MARK": self._mark}
+        environment |= self.environment
         if faults:
             environment["HERO_FAULTS"] = json.dumps(list(faults))
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(INJECT), os.environ.get("PYTHONPATH")]))
@@ -116,6 +124,24 @@ class Runs:
                 values[parsed["step"], key] = value
         return {pair: value for pair, value in values.items() if pair[1].startswith(prefixes)}
 
+    def assert_tracked_once(self, name: str, uri: str) -> None:
+        """MLflow has one finished run of this name that holds what the record holds, each step once, and no alarm."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name("hero")
+        assert experiment is not None
+        found = client.search_runs([experiment.experiment_id], f"tags.`hero.run_name` = '{name}'")
+        assert [run.info.status for run in found] == ["FINISHED"]
+        assert "hero.replay_alarm" not in found[0].data.tags
+        expected = self.record(name, ("",))
+        held: dict[tuple[int, str], float] = {}
+        for key in found[0].data.metrics:
+            for metric in client.get_metric_history(found[0].info.run_id, key):
+                assert (metric.step, key) not in held, "tracked twice"
+                held[metric.step, key] = metric.value
+        assert held == expected
+
     def digests(self, name: str, step: int) -> dict[str, str]:
         """SHA-256 of the weights and the optimizer's state behind `step`."""
         folder = self.home / "runs" / name / "checkpoints" / f"step_{step:08d}"
@@ -137,3 +163,154 @@ def runs(hero_home: Path, tiny_store: str) -> Iterator[Runs]:
     made = Runs(hero_home, tiny_store)
     yield made
     made.kill_all()
+
+
+class Server:
+    """A server of our own on loopback that can die, freeze and come back; its data stays."""
+
+    def __init__(self, command: Sequence[str], log: Path, answers: Callable[[], bool], **environment: str) -> None:
+        self._command, self._log, self._answers = list(command), log, answers
+        self._environment = environment
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, unless it runs, and wait until it answers."""
+        if self._process is None:
+            with open(self._log, "ab") as log:
+                self._process = subprocess.Popen(
+                    self._command, stdout=log, stderr=log, env=os.environ | self._environment, start_new_session=True
+                )
+        give_up = time.monotonic() + 120
+        while not self._answers():
+            assert self._process.poll() is None and time.monotonic() < give_up, self._log.read_text()[-2000:]
+            time.sleep(0.2)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all its processes: SIGSTOP and SIGCONT make it slow."""
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL: SeaweedFS takes a minute to stop politely."""
+        if self._process is not None:
+            self.signal(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture(scope="module")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """SeaweedFS with an empty bucket `hero`; credentials and address in the environment."""
+    folder = tmp_path_factory.mktemp("weed")
+    key, secret = "hero-test", "hero-test-secret"
+    identity = {
+        "name": "tests",
+        "credentials": [{"accessKey": key, "secretKey": secret}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    (folder / "data").mkdir()
+    master, volume, filer, port = free_ports(4)
+    command = [
+        *(str(Path(sys.executable).with_name("weed")), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+        *(f"-dir={folder / 'data'}", f"-master.port={master}", f"-volume.port={volume}"),
+        *("-filer", f"-filer.port={filer}", "-s3", f"-s3.port={port}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
+        *(f"-s3.config={folder / 's3.json'}", "-volume.max=100", "-master.volumeSizeLimitMB=64"),
+    ]
+    environment = {
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "HERO_CACHE": str(folder / "cache"),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        server = Server(command, folder / "log", _bucket_is_there)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()
+
+
+def _bucket_is_there() -> bool:
+    fs, _ = files.filesystem("s3://")
+    try:
+        if not fs.exists("hero"):
+            fs.mkdir("hero")
+        fs.pipe_file("hero/answers", b"yes")
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def tracking_server(_empty_tracking_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """MLflow over an empty database, its address in the environment."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    database = shutil.copy(_empty_tracking_database, folder / "mlflow.db")
+    (port,) = free_ports(1)
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(folder / "kept")]
+
+    def answers() -> bool:
+        try:
+            return urllib.request.urlopen(f"{address}/health", timeout=1).status == 200
+        except OSError:
+            return False
+
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    server = Server(command, folder / "log", answers, **quiet)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", address)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that are free, and whose gRPC twin 10,000 above is free too."""
+    ports: list[int] = []
+    while len(ports) < count:
+        with socket.socket() as one, socket.socket() as twin:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+            if port > 55_000:  # the system gives high ports: come down below the twin's limit
+                port -= 30_000
+            try:
+                twin.bind(("127.0.0.1", port + 10_000))
+            except OSError:
+                continue
+            if port not in ports:
+                ports.append(port)
+    return ports
+
+
+class Chaos:
+    """Which order of faults is drawn, and the table of what was survived: `make chaos` shows it."""
+
+    seed = int(os.environ.get("CHAOS_SEED", "0"))
+
+    def shuffled(self, faults: Sequence[Any]) -> list[Any]:
+        """All faults in the order of the seed."""
+        return random.Random(self.seed).sample(faults, len(faults))
+
+    def show(self, title: str, faults: Sequence[str]) -> None:
+        """Print the table; `CHAOS_TABLE` names a file that keeps it."""
+        print(f"\n{title}: {len(faults)} faults survived, CHAOS_SEED={self.seed}\n")
+        print("\n".join(["| | fault |", "|---|---|", *(f"| {n} | {line} |" for n, line in enumerate(faults, 1))]))
+        if place := os.environ.get("CHAOS_TABLE"):
+            with open(place, "a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"title": title, "seed": self.seed, "faults": list(faults)}) + "\n")
+
+
+@pytest.fixture
+def chaos() -> Chaos:
+    """Seed and table of `make chaos`."""
+    return Chaos()

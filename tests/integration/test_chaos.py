@@ -8,20 +8,22 @@ from `CHAOS_SEED`, which is printed with the table of what was survived: `make c
 
 from __future__ import annotations
 
-import json
 import os
 import random
+import shutil
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from hero_platform import files
 from hero_platform.store.reader import FeatureStore
 from hero_platform.train import snapshot
+from jobs import sync
 
-SEED = int(os.environ.get("CHAOS_SEED", "0"))
 STEPS = 300
 SETTINGS = ["--steps", str(STEPS), "--checkpoint.every", "2", "--evaluation.every", "6", "--evaluation.limit", "4"]
 SETTINGS += ["--tracking.kind", "none", "--tracking.log-every", "2"]
@@ -112,14 +114,14 @@ SHORT = [  # of `make test`
 def chain(runs, name: str, faults: Sequence[Fault], settings: Sequence[str]) -> list[str]:
     """Start a run again and again, each time with the next fault, then without; returns a line for each."""
     lines = []
-    for number, fault in enumerate(faults):
+    for fault in faults:
         begun = runs.step(name)
         process = runs.start(name, *settings, faults=[asdict(fault)])
         assert process.wait(timeout=120) == fault.code, f"{fault}: {runs.said(name)[-2000:]}"
         found = snapshot.survey(str(runs.home / "runs" / name / "checkpoints"))
         assert not any(listed.problem for listed in found), f"{fault}: {found}"
         runs.record(name)  # no (step, metric) twice
-        lines.append(f"| {number + 1} | {fault} | {begun} | {runs.step(name)} |")
+        lines.append(f"{fault}, from step {begun} to {runs.step(name)}")
         assert runs.step(name) < STEPS, "the run was over before all faults had come"
     assert runs.start(name, *settings).wait(timeout=240) == 0, runs.said(name)[-2000:]
     return lines
@@ -147,24 +149,24 @@ def test_a_few_faults(runs):
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)
-def test_every_place_of_one_process(runs, record_property):
-    faults = random.Random(SEED).sample(ONE_PROCESS, len(ONE_PROCESS))
+def test_every_place_of_one_process(runs, chaos):
+    faults = chaos.shuffled(ONE_PROCESS)
     runs.train("steady", *SETTINGS)
     before = set(Path("/tmp").glob("hero-*"))
     lines = chain(runs, "broken", faults, SETTINGS)
     assert_undisturbed(runs, "broken", "steady")
     assert set(Path("/tmp").glob("hero-*")) - before == set()
-    show("one process", lines)
+    chaos.show("one process", lines)
 
 
 @pytest.mark.chaos
 @pytest.mark.ray
 @pytest.mark.timeout(1500)
-def test_two_workers(runs, tmp_path):
+def test_two_workers(runs, chaos, tmp_path):
     """All faults are armed at once; each start of the workers dies of the next one that is reached."""
     few = ["--steps", "60", *SETTINGS[2:], "--scale.num-workers", "2", "--scale.max-failures", "40"]
     assert runs.start("steady", *few).wait(timeout=300) == 0
-    rng = random.Random(SEED)
+    rng = random.Random(chaos.seed)
     marks = [tmp_path / f"{number}.done" for number in range(len(TWO_WORKERS))]
     faults = [
         asdict(replace(fault, nth=rng.randint(1, 4), once=str(mark)))
@@ -178,19 +180,19 @@ def test_two_workers(runs, tmp_path):
     assert runs.processes() == []
     order = sorted(range(len(marks)), key=lambda number: marks[number].stat().st_mtime)
     happened = [f"{TWO_WORKERS[number]}, rank {TWO_WORKERS[number].rank}" for number in order]
-    show("two workers", [f"| {number + 1} | {fault} | | |" for number, fault in enumerate(happened)])
+    chaos.show("two workers", happened)
 
 
 @pytest.mark.chaos
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-def test_building_a_store(runs, tmp_path):
+def test_building_a_store(runs, chaos, tmp_path):
     whole = tmp_path / "whole"
     words = ["synthetic", "--videos", "24", "--val-videos", "4", "--test-videos", "4", "--shard-mb", "0.05", "--out"]
     assert runs.build("whole", *words, str(whole)).wait(timeout=200) == 0
     expected = sorted(str(path.relative_to(whole)) for path in whole.rglob("*"))
     lines = []
-    for number, fault in enumerate(random.Random(SEED).sample(BUILD, len(BUILD))):
+    for number, fault in enumerate(chaos.shuffled(BUILD)):
         mark, broken = tmp_path / f"{number}.done", tmp_path / str(number)
         process = runs.build("broken", *words, str(broken), faults=[asdict(replace(fault, once=str(mark)))])
         ended = process.wait(timeout=200)
@@ -200,14 +202,154 @@ def test_building_a_store(runs, tmp_path):
         assert FeatureStore.open(str(broken)).digest == FeatureStore.open(str(whole)).digest
         left = [name for path in broken.rglob("*") if (name := str(path.relative_to(broken))) not in expected]
         assert left == [], f"{fault}: nothing is left of the build that was killed"
-        lines.append(f"| {number + 1} | {fault}, ended with {ended} | | |")
-    show("building a store", lines)
+        lines.append(f"{fault}, ended with {ended}")
+    chaos.show("building a store", lines)
 
 
-def show(title: str, lines: Sequence[str]) -> None:
-    """The table for people; `make chaos` shows it."""
-    print(f"\n{title}: {len(lines)} faults survived, CHAOS_SEED={SEED}\n")
-    print("\n".join(["| | fault | from step | to step |", "|---|---|---|---|", *lines]))
-    if place := os.environ.get("CHAOS_TABLE"):
-        with open(place, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"title": title, "seed": SEED, "faults": list(lines)}) + "\n")
+# What the object store may answer; `s3fs` tries some again, the checkpoint's writer all of them.
+ANSWERS = ("SlowDown", "InternalError", "RequestTimeout", "ExpiredToken", "ServiceUnavailable")
+CALL = "aiobotocore.client:AioBaseClient._make_api_call"
+
+
+class Fleet:
+    """A run whose folder is on the object store and whose record goes to a server, and what may befall the three."""
+
+    def __init__(self, runs, object_store, tracking_server, faults: Sequence[dict[str, object]]) -> None:
+        self._runs, self._store, self._tracking, self._faults = runs, object_store, tracking_server, faults
+        self._words = [*SETTINGS, "--tracking.kind", "mlflow", "--checkpoint.max-failed", "20"]
+        self.process = self._start()
+
+    def _start(self):
+        return self._runs.start("broken", *self._words, faults=self._faults)
+
+    def saved(self) -> int:
+        """The newest step that the object store holds."""
+        return max(snapshot.checkpoints("s3://hero/chaos/runs/broken/checkpoints"), default=0)
+
+    def go_on(self, checkpoints: int = 1) -> None:
+        """Wait for so many more checkpoints."""
+        begun = self.saved()
+        self._runs.until(lambda: self.saved() >= begun + 2 * checkpoints, self.process)
+
+    def tracking_dies_and_comes_back(self) -> None:
+        self._tracking.kill()
+        self.go_on(3)
+        self._tracking.start()
+
+    def tracking_is_slow(self) -> None:
+        self._tracking.signal(signal.SIGSTOP)
+        self.go_on(3)
+        self._tracking.signal(signal.SIGCONT)
+
+    def store_is_slow(self) -> None:
+        self._store.signal(signal.SIGSTOP)
+        time.sleep(3)
+        self._store.signal(signal.SIGCONT)
+
+    def store_dies_and_comes_back(self) -> None:
+        self._store.kill()
+        time.sleep(1)
+        self._store.start()
+
+    def store_is_away_for_longer_than_a_lease(self) -> None:
+        self._store.kill()
+        time.sleep(40)
+        self._store.start()
+
+    def driver_dies(self, number: int = signal.SIGKILL) -> None:
+        self.process.send_signal(number)
+        assert self.process.wait(60) == (STOPPED if number == signal.SIGTERM else -number)
+        self.process = self._start()
+
+    def driver_is_interrupted(self) -> None:
+        self.driver_dies(signal.SIGTERM)
+
+    def driver_dies_while_tracking_is_down(self) -> None:
+        self._tracking.kill()
+        self.driver_dies()
+        self.go_on()
+        self._tracking.start()
+
+    def driver_dies_with_the_store(self) -> None:
+        self._store.kill()
+        self.process.kill()
+        self.process.wait()
+        self._store.start()
+        self.process = self._start()
+
+    def machine_is_lost(self) -> None:
+        """Only the object store and the server are left of the run."""
+        self.process.kill()
+        self.process.wait()
+        shutil.rmtree(os.environ["HERO_CACHE"], ignore_errors=True)
+        self.process = self._start()
+
+    def all_die(self) -> None:
+        for server in (self._store, self._tracking, self.process):
+            server.kill()
+        self.process.wait()
+        self._store.start()
+        self.process = self._start()
+        self.go_on()
+        self._tracking.start()
+
+
+EVENTS = [name for name, member in vars(Fleet).items() if callable(member) and name[0] != "_"]
+EVENTS = [name for name in EVENTS if name not in ("saved", "go_on")]
+
+
+@pytest.mark.chaos
+@pytest.mark.s3
+@pytest.mark.timeout(1500)
+def test_servers(runs, chaos, object_store, tracking_server, tmp_path):
+    """The object store and the MLflow server die, freeze, refuse and come back under a run that uses both."""
+    runs.train("steady", *SETTINGS)
+    runs.environment["HERO_HOME"] = "s3://hero/chaos"
+    marks = [tmp_path / f"{code}.done" for code in ANSWERS]
+    faults = [
+        asdict(Fault(CALL, "before", f"s3:{code}", nth=20 + 10 * number, where="'PutObject'", once=str(mark)))
+        for number, (code, mark) in enumerate(zip(ANSWERS, marks, strict=True))
+    ]
+    fleet = Fleet(runs, object_store, tracking_server, faults)
+    for event in chaos.shuffled(EVENTS):
+        fleet.go_on()
+        getattr(fleet, event)()
+    fleet.go_on()
+    tracking_server.kill()  # and never comes back while the run lives
+    assert fleet.process.wait(timeout=600) == 0, runs.said("broken")[-3000:]
+    assert [mark.name for mark in marks if not mark.exists()] == []
+    assert runs.processes() == []
+    files.copy_tree("s3://hero/chaos/runs/broken", runs.home / "runs" / "broken")
+    assert_undisturbed(runs, "broken", "steady")
+    tracking_server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HERO_HOME", "s3://hero/chaos")
+        assert sync.main(["--run", "broken"]) == 0
+    runs.assert_tracked_once("broken", os.environ["MLFLOW_TRACKING_URI"])
+    events = [event.replace("_", " ") for event in [*chaos.shuffled(EVENTS), "tracking never comes back"]]
+    chaos.show("servers", [*events, *(f"the object store answers {code}" for code in ANSWERS)])
+
+
+MASTERS = ("gcs_server", "raylet", "ray::TrainController", "jobs.train")
+
+
+@pytest.mark.chaos
+@pytest.mark.ray
+@pytest.mark.timeout(1500)
+def test_masters_of_two_workers(runs, chaos):
+    """Ray's head, its node, the controller of the workers, the driver: whoever is killed, the same command goes on."""
+    few = ["--steps", "80", *SETTINGS[2:], "--scale.num-workers", "2"]
+    assert runs.start("steady", *few).wait(timeout=300) == 0
+    lines = []
+    for word in chaos.shuffled(MASTERS):
+        process, begun = runs.start("broken", *few), runs.step("broken")
+        runs.until(lambda begun=begun: runs.step("broken") >= begun + 6, process)
+        (victim, *_) = runs.processes(word)
+        victim.kill()
+        code = process.wait(timeout=300)
+        assert code != 0, f"{word}: {runs.said('broken')[-2000:]}"
+        lines.append(f"SIGKILL of {word} behind step {runs.step('broken')}, the command ended with {code}")
+    assert runs.start("broken", *few).wait(timeout=300) == 0, runs.said("broken")[-3000:]
+    assert runs.record("broken") == runs.record("steady") and runs.digests("broken", 80) == runs.digests("steady", 80)
+    assert runs.processes() == []
+    chaos.show("masters of two workers", lines)

@@ -29,25 +29,6 @@ def assert_same_run(runs: Any, name: str, steady: str) -> None:
     assert runs.digests(name, STEPS) == runs.digests(steady, STEPS) and runs.digests(name, STEPS)
 
 
-def assert_tracked_once(runs: Any, name: str) -> None:
-    """MLflow has one finished run of this name that holds what the record holds, each step once, and no alarm."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{runs.home}/mlflow.db")
-    experiment = client.get_experiment_by_name("hero")
-    assert experiment is not None
-    found = client.search_runs([experiment.experiment_id], f"tags.`hero.run_name` = '{name}'")
-    assert [run.info.status for run in found] == ["FINISHED"]
-    assert "hero.replay_alarm" not in found[0].data.tags
-    expected = runs.record(name, ("",))
-    held: dict[tuple[int, str], float] = {}
-    for key in found[0].data.metrics:
-        for metric in client.get_metric_history(found[0].info.run_id, key):
-            assert (metric.step, key) not in held, "tracked twice"
-            held[metric.step, key] = metric.value
-    assert held == expected
-
-
 def assert_nothing_left(runs: Any, name: str, temporary: set[Path]) -> None:
     """No process, no temporary folder, no half-written file, and only valid checkpoints."""
     assert runs.processes() == []
@@ -103,7 +84,7 @@ def test_one_process(runs, tracking_database):
     result = runs.train("broken", *SETTINGS)
     assert result["resumed_from"] == committed and result["status"] == "finished"
     assert_same_run(runs, "broken", "steady")
-    assert_tracked_once(runs, "broken")
+    runs.assert_tracked_once("broken", f"sqlite:///{tracking_database}")
     assert_nothing_left(runs, "broken", before)
 
 
@@ -140,7 +121,7 @@ def test_workers(ray_session, runs, tracking_database):
     result = runs.train("broken", *two)
     assert result["resumed_from"] == committed < STEPS
     assert_same_run(runs, "broken", "steady")
-    assert_tracked_once(runs, "broken")
+    runs.assert_tracked_once("broken", f"sqlite:///{tracking_database}")
     assert_nothing_left(runs, "broken", before)
 
     # any worker count may go on with it, and `--steps` may grow

@@ -1,12 +1,7 @@
 """A store on S3: built there by Ray workers, read back through the bounded local cache."""
 
-import json
-import os
-import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,83 +14,11 @@ from jobs.build_store import main
 
 pytestmark = [pytest.mark.s3, pytest.mark.ray]
 
-KEY, SECRET = "hero-test", "hero-test-secret"
-
 
 @pytest.fixture(scope="module")
-def s3(tmp_path_factory):
-    """`s3://` URL of an empty bucket on a SeaweedFS of our own, on loopback; credentials in the environment."""
-    folder = tmp_path_factory.mktemp("weed")
-    identity = {
-        "name": "tests",
-        "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-    }
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    (folder / "data").mkdir()
-    master, volume, filer, port = _free_ports(4)
-    command = [
-        *(
-            str(Path(sys.executable).with_name("weed")),
-            "server",
-            "-ip=127.0.0.1",
-            "-ip.bind=127.0.0.1",
-            f"-dir={folder / 'data'}",
-        ),
-        *(f"-master.port={master}", f"-volume.port={volume}", "-filer", f"-filer.port={filer}"),
-        *("-s3", f"-s3.port={port}", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={folder / 's3.json'}"),
-        *("-volume.max=8", "-master.volumeSizeLimitMB=64"),
-    ]
-    environment = {
-        "AWS_ACCESS_KEY_ID": KEY,
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "HERO_CACHE": str(folder / "cache"),
-    }
-    with pytest.MonkeyPatch.context() as patch, (folder / "log").open("wb") as log:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ)
-        try:
-            _make_bucket("hero")
-            yield "s3://hero"
-        finally:
-            server.kill()  # it takes a minute to stop politely, and nothing of it is kept
-            server.wait()
-
-
-def _free_ports(count):
-    """Ports that are free, and whose gRPC twin 10,000 above is free too."""
-    ports = []
-    while len(ports) < count:
-        with socket.socket() as one, socket.socket() as twin:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-            if port > 55_000:  # the system gives high ports: come down below the twin's limit
-                port -= 30_000
-            try:
-                twin.bind(("127.0.0.1", port + 10_000))
-            except OSError:
-                continue
-            if port not in ports:
-                ports.append(port)
-    return ports
-
-
-def _make_bucket(name):
-    """Create a bucket as soon as the server answers."""
-    fs, _ = files.filesystem("s3://")
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            fs.mkdir(name)
-            return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.3)
+def s3(object_store):
+    """`s3://` URL of an empty bucket."""
+    return "s3://hero"
 
 
 @pytest.fixture(scope="module")

@@ -139,12 +139,20 @@ class Sampler:
         self._thread.join()
 
     def _run(self) -> None:
+        away = False
         try:
             sample()  # percentages count from the previous call
             while not self._stopped.wait(self._every_s):
-                self._log((time.time_ns() // 1_000_000 - self._began_ms) // 1000, {**sample(), **self._also()})
-        except Exception:  # a machine without these counters still trains
-            logger.exception("system metrics end here")
+                metrics = sample()
+                try:
+                    self._log((time.time_ns() // 1_000_000 - self._began_ms) // 1000, {**metrics, **self._also()})
+                    away = False
+                except OSError as error:  # the storage, which may come back
+                    if not away:
+                        logger.warning("system metrics cannot be kept: %s; trying again", error)
+                    away = True
+        except Exception as error:  # a machine without these counters still trains
+            logger.warning("system metrics end here: %s", error)
 
 
 @contextlib.contextmanager
@@ -160,7 +168,8 @@ def reported(folder: str, node: int, every_s: float = SAMPLE_EVERY_S) -> Iterato
         yield
     finally:
         sampler.stop()
-        files.remove(path)
+        with contextlib.suppress(OSError):  # where the storage is away it stays, and is too old to be believed
+            files.remove(path)
 
 
 def other_nodes(folder: str, newer_than_s: float = 3 * SAMPLE_EVERY_S) -> dict[str, float]:

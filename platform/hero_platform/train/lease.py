@@ -81,6 +81,11 @@ class Lease:
         if self._lost or time.monotonic() > self._sure_until:
             self.confirm()
 
+    def check_known(self) -> None:
+        """Raise LeaseLost if another process is known to hold the run; the storage, which may be away, is not asked."""
+        if self._lost:
+            raise LeaseLost(self._lost)
+
     def confirm(self) -> None:
         """Read the lease and renew it; belongs before anything is published. Raises like `check`."""
         with self._lock:

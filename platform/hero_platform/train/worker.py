@@ -108,7 +108,9 @@ def _train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
     if around.comm.rank == 0:
         same_split = split in (None, here) and same_since(around.folder, start, around.comm.world, threads)
         info = run_info(config, resume_step=start, same_split=same_split, provenance=around.provenance)
-        around.tracker.start(info if around.lease is None else replace(info, guard=around.lease.check))
+        if around.lease is not None:
+            info = replace(info, guard=_guard(around.lease, around.folder))
+        around.tracker.start(info)
         now = Start(start, time.time_ns() // 1_000_000, around.comm.world, threads, str(around.device), config)
         note_start(around.folder, now, around.provenance)
         writer = Checkpointer(
@@ -170,6 +172,15 @@ def _stack_file(around: Surroundings) -> str:
             if name.startswith(prefix) and not files.size_of(files.join(place, name)):
                 files.remove(files.join(place, name))  # of a start that was killed: it had nothing to say
     return files.join(place, f"{prefix}{os.getpid()}.txt")
+
+
+def _guard(lease: Lease, folder: str) -> Callable[[], None]:
+    """What stands between a step and its record.
+
+    A local record is in the run's folder at once. That of a remote run reaches it with a checkpoint, which confirms the
+    lease, so training need not end because the object store is out of reach for a while.
+    """
+    return lease.check_known if files.is_remote(folder) else lease.check
 
 
 def _before_publish(around: Surroundings) -> None:

@@ -76,6 +76,21 @@ def test_sampler_counts_seconds_since_the_first_start():
     assert 0 <= sample()["system/cpu_percent"] <= 100
 
 
+def test_sampler_outlives_a_storage_that_is_away(caplog):
+    tries, back = [], threading.Event()
+
+    def log(step, metrics):
+        tries.append(step)
+        if len(tries) < 4:
+            raise OSError(f"try {len(tries)}")
+        back.set()
+
+    sampler = Sampler(log, began_ms=0, every_s=0.01)
+    assert back.wait(20)
+    sampler.stop()
+    assert [record.message for record in caplog.records] == ["system metrics cannot be kept: try 1; trying again"]
+
+
 def test_other_nodes_are_sampled_while_they_report(tmp_path):
     folder = str(tmp_path)
     assert other_nodes(folder) == {}

@@ -20,9 +20,9 @@ def arm_all(text):
     """Arm faults given as JSON: a list of `{"target", "when", "nth", "act", "where", "once", "rank"}`.
 
     target: `module:function` or `module:Class.method`; when: before, after; nth: which call, from 1; act: a signal's
-    name for this process, `RuntimeError`, an errno's name, `hang`, or `tear` (half of the bytes argument is passed on,
-    then SIGKILL); where: text that the arguments hold; once: a path that marks it as done, for every process that has
-    the same faults; rank: of torch.distributed, -1: any.
+    name for this process, `RuntimeError`, an errno's name, `hang`, `tear` (half of the bytes argument is passed on,
+    then SIGKILL), or `s3:CODE`, an answer of the object store; where: text that the arguments hold; once: a path that
+    marks it as done, for every process that has the same faults; rank: of torch.distributed, -1: any.
     """
     for spec in json.loads(text):
         fault = Fault(**spec)
@@ -66,6 +66,11 @@ class Fault:
             os.kill(os.getpid(), getattr(signal, self.act))
             time.sleep(0.2)  # a handler runs in the main thread
             return
+        if self.act.startswith("s3:"):
+            from botocore.exceptions import ClientError
+
+            code = self.act.removeprefix("s3:")
+            raise ClientError({"Error": {"Code": code, "Message": "injected"}}, "PutObject")
         number = getattr(errno, self.act)
         raise OSError(number, os.strerror(number))
 
