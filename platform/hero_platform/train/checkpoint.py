@@ -189,15 +189,15 @@ class Checkpointer:
             except LeaseLost:
                 raise
             except Exception as error:
-                full = files.is_full(error)
+                full, what = files.is_full(error), str(error) or repr(error)
                 if full or attempt == ATTEMPTS:
                     self.failed += 1
-                    reason = "no space is left" if full else f"{error} ({attempt} attempts)"
+                    reason = "no space is left" if full else f"{what} ({attempt} attempts)"
                     raise CheckpointError(
                         f"writing checkpoint {target} failed: {reason}; {self._held()}", final=full
                     ) from error
                 pause = FIRST_PAUSE_S * 2 ** (attempt - 1)
-                logger.warning("writing checkpoint %s: %s; trying again in %g s", target, error, pause)
+                logger.warning("writing checkpoint %s: %s; trying again in %g s", target, what, pause)
                 time.sleep(pause)
         self.failed = 0
         self._damaged.discard(step)
