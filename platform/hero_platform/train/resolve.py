@@ -115,6 +115,7 @@ def resolve(config: RunConfig) -> RunConfig:
         module = MultiTaskHero(resolved.model, unique_tasks(resolved))
     if not resolved.init_from:
         return resolved
+    resolved = replace(resolved, init_from=_placed(resolved.init_from))
     digest = _start_left_behind(resolved)
     if digest is None:
         folder = weights_of(resolved.init_from)
@@ -132,6 +133,12 @@ def _start_left_behind(config: RunConfig) -> str | None:
         return None
     old = config_io.from_json(files.read_bytes(path).decode())
     return old.init_digest if old.init_from == config.init_from else None
+
+
+def _placed(name: str) -> str:
+    """A run by its name, a local folder by its absolute path: workers may run in another folder."""
+    is_run = home.is_name(name) and (snapshot.checkpoints(home.checkpoints_dir(name)) or not os.path.isdir(name))
+    return name if is_run or files.is_remote(name) else os.path.abspath(name)
 
 
 def weights_of(name: str) -> str:

@@ -189,11 +189,12 @@ def test_a_folder_of_checkpoints_stands_for_one(run, hero_home, tmp_path, monkey
     assert weights_of(folder) == weights_of(root) == weights_of("first") == f"{root}/step_00000001"
     begun = resolve(replace(run, name="second", init_from=folder))
     assert begun.init_digest == files.sha256_file(f"{root}/step_00000001/model.safetensors")
+    monkeypatch.chdir(hero_home)
+    for name, kept in (("first", "first"), ("runs/first", folder)):  # workers may run in another folder
+        assert resolve(replace(run, name="second", init_from=name)).init_from == kept
 
     monkeypatch.chdir(tmp_path)
-    converted = saved(
-        "first", {"x": torch.ones(1)}
-    )  # as `jobs.convert --out first` leaves it beside a run of that name
+    converted = saved("first", {"x": torch.ones(1)})  # as `jobs.convert --out first` leaves it beside such a run
     assert weights_of("first") == f"{root}/step_00000001"
     assert weights_of("./first") == converted == str(tmp_path / "first" / "step_00000001")
 
