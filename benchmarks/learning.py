@@ -194,14 +194,22 @@ def chance_of(kind: str, seed: int) -> float:
 
 
 def verdicts(table: Table) -> list[str]:
-    """Per kind of task: does the lower end of the interval lie above chance, either modality alone, and scratch?"""
+    """Per kind of task: the interval's lower end against chance and either modality; the twin, seed by seed."""
     lines = []
     for name, found in table[PRETRAINED].items():
-        low = found.mean - found.half
+        low, twin = found.mean - found.half, table[SCRATCH][name]
         single = max((table[label][name] for label in HIDDEN), key=lambda cell: cell.mean)
-        tests = {CHANCE: table[CHANCE][name], "the best single modality": single, SCRATCH: table[SCRATCH][name]}
-        said = [f"{'above' if low > cell.mean else 'NOT above'} {what} {cell.mean:.1f}" for what, cell in tests.items()]
-        lines.append(f"- {name}: lower end {low:.1f} is {', '.join(said)}")
+        bounds = {CHANCE: table[CHANCE][name], "the best single modality": single}
+        said = [
+            f"{'above' if low > cell.mean else 'NOT above'} {what} {cell.mean:.1f}" for what, cell in bounds.items()
+        ]
+        gains = found.minus(twin).values
+        every = (
+            "ahead of its twin from scratch" if min(gains) > 0 else "NOT ahead of its twin from scratch on every seed"
+        )
+        lines.append(
+            f"- {name}: lower end {low:.1f} is {' and '.join(said)}; {every}, by {min(gains):.1f} to {max(gains):.1f}"
+        )
     return lines
 
 
