@@ -3,15 +3,19 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test chaos env check lint types ui
+.PHONY: demo test slow chaos env check lint types ui
 
 # sample data, pre-training, fine-tuning with and without it, evaluation, and where to look
 demo: env
 	$(BIN)/python -m jobs.demo
 
-# everything CI runs
+# what every change has to pass; CI runs `slow` too
 test: env lint types
-	$(BIN)/pytest -m 'not chaos'
+	$(BIN)/pytest -m 'not slow and not chaos'
+
+# whole runs on real workers and servers, killed and started again
+slow: env
+	$(BIN)/pytest -m slow
 
 # real runs that die at every place we know of: CHAOS_SEED=N draws another order
 chaos: env
@@ -19,7 +23,7 @@ chaos: env
 
 # before each commit: lint, types and the tests that start no cluster and no server
 check: env lint types
-	$(BIN)/pytest -m 'not ray and not s3 and not chaos'
+	$(BIN)/pytest -m 'not ray and not s3 and not slow and not chaos'
 
 lint: env
 	$(BIN)/ruff check .

@@ -14,6 +14,8 @@ import pytest
 from hero_platform import files
 from hero_platform.train import snapshot
 
+pytestmark = pytest.mark.slow
+
 STEPS = 100
 SETTINGS = [
     *("--steps", str(STEPS), "--checkpoint.every", "6", "--tracking.log-every", "2"),

@@ -15,6 +15,8 @@ from hero_platform import files
 from hero_platform.tracking.journal import read
 from hero_platform.train import snapshot
 
+pytestmark = pytest.mark.slow
+
 SHORT = ["--evaluation.every", "0", "--tracking.kind", "none", "--checkpoint.every", "5", "--tracking.log-every", "1"]
 
 

@@ -12,7 +12,7 @@ from hero_platform.store.manifest import Manifest
 from hero_platform.store.reader import FeatureStore
 from jobs.build_store import main
 
-pytestmark = [pytest.mark.s3, pytest.mark.ray]
+pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

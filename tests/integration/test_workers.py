@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 STEPS = ["--steps", "20", "--tracking.kind", "none", "--evaluation.every", "10", "--evaluation.limit", "8"]
 NO_DROPOUT = ["--model.dropout", "0", "--model.attention-dropout", "0"]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from hero_platform.infer import caption_score
 from jobs import score
 
 REPO = Path(__file__).resolve().parents[2]
@@ -149,7 +150,9 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> str:
 
 @pytest.mark.parametrize("form", ["submission.jsonl", "predictions.jsonl"])
 @pytest.mark.parametrize("path", CAPTIONS, ids=lambda path: path.stem)
-def test_captions_equal_the_official_values(path: Path, form: str, tmp_path: Path, capsys):
+def test_captions_equal_the_official_values(path: Path, form: str, tmp_path: Path, capsys, monkeypatch):
+    if form == "predictions.jsonl":  # the Java programs take seconds, and once is enough
+        monkeypatch.setattr(caption_score, "_jars", lambda: (None, "METEOR is left out"))
     case = json.loads(path.read_text("utf-8"))
     numbered = iter(range(10_000))
     rows = [{**row, "descs": [{**d, "desc_id": next(numbered)} for d in row["descs"]]} for row in case["references"]]

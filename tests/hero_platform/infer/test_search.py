@@ -237,6 +237,7 @@ def predictions(flags: list[str], out: Path) -> bytes:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_workers_change_no_byte_of_the_predictions(ray_session, flags, checkpoint, corpus, tmp_path: Path, monkeypatch):
     alone = predictions(flags, tmp_path / "alone.json")
     assert len(alone.splitlines()) == len(corpus.queries)
@@ -246,6 +247,7 @@ def test_workers_change_no_byte_of_the_predictions(ray_session, flags, checkpoin
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_workers_with_other_blocks_find_the_same(ray_session, checkpoint, corpus):
     module, config = load_model(checkpoint)
     task = config.mixture[0].task
@@ -257,6 +259,7 @@ def test_workers_with_other_blocks_find_the_same(ray_session, checkpoint, corpus
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_worker_that_dies_is_one_sentence(ray_session, flags, capsys, monkeypatch):
     start = on_ray.OnRay.start
 
@@ -273,6 +276,7 @@ def test_a_worker_that_dies_is_one_sentence(ray_session, flags, capsys, monkeypa
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_what_workers_cannot_load_is_said_as_this_process_says_it(ray_session, corpus, embedder):
     request = Request(corpus.rows, corpus.queries, corpus.own_video_Q)
     nowhere = on_ray.Workers(1, "/nowhere/step_00000001")
@@ -282,6 +286,7 @@ def test_what_workers_cannot_load_is_said_as_this_process_says_it(ray_session, c
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_too_many_workers_are_refused_at_once(ray_session, flags, capsys, monkeypatch):
     assert evaluate.main([*flags, "--workers", "64"]) == 2
     assert "64 workers need 64 CPUs; the Ray cluster has 4" in capsys.readouterr().err
