@@ -29,6 +29,8 @@ class Row(NamedTuple):
 
 Convert = Callable[[Row, str], Iterable[Annotation]]
 """Row and split -> its annotations; raises KeyError, TypeError or ValueError for a malformed row."""
+Whole = Callable[[dict[str, Any]], list[Any] | None]
+"""A file that is one JSON object -> its rows; None: it is only a row."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Corpus:
     shortest: int = 2  # a predicted moment has more than `shortest` frames ...
     longest: int = 16  # ... and at most `longest`
     row_types: tuple[type, ...] = (dict,)  # of a row's value: dict of a JSON object, list of a CSV line
-    whole: Callable[[dict[str, Any]], list[Any] | None] | None = None  # a file that is one object -> its rows
+    whole: Whole | None = None  # where a file may be one JSON object
     video_files: bool = False  # names videos by their files, with an ending that a store may not have
 
     def read(self, path: str, split: str) -> Iterator[Annotation | Reject]:
@@ -156,7 +158,7 @@ def number(row: Mapping[str, Any], *names: str) -> str:
     return str(value)
 
 
-def _rows(path: str, whole: Callable[[dict[str, Any]], list[Any] | None] | None) -> Iterator[Row | Reject]:
+def _rows(path: str, whole: Whole | None) -> Iterator[Row | Reject]:
     """Rows of a CSV file, a JSON list, a JSON object that holds them, or a file with one JSON object a line."""
     name = files.name_of(path)
     if not files.exists(path):
@@ -179,7 +181,7 @@ def _rows(path: str, whole: Callable[[dict[str, Any]], list[Any] | None] | None)
                     yield Reject("", f"{name}:{place}", f"not readable JSON: {error}")
 
 
-def _entries(path: str, text: str, whole: Callable[[dict[str, Any]], list[Any] | None] | None) -> list[Any] | None:
+def _entries(path: str, text: str, whole: Whole | None) -> list[Any] | None:
     """The rows of a file that is one JSON value; None: it has a row a line."""
     if text.lstrip().startswith("["):
         try:
