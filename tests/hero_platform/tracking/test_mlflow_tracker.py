@@ -304,6 +304,7 @@ class Trainers:
         assert self.parent.wait(30) == 0
 
 
+@pytest.mark.slow
 def test_killed_between_steps_and_started_again(folder, uri):
     trainers, rng, resume = Trainers(folder, uri), random.Random(3), 0
     for _ in range(3):
@@ -328,9 +329,9 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def starting_server(_empty_tracking_database, tmp_path_factory):
-    """A real MLflow server on loopback; it takes many seconds to start, so it does beside the other tests."""
+    """A real MLflow server on loopback."""
     place = tmp_path_factory.mktemp("server")
     database = shutil.copy(_empty_tracking_database, place / "mlflow.db")
     port = _free_port()
@@ -345,6 +346,7 @@ def starting_server(_empty_tracking_database, tmp_path_factory):
         process.wait(30)
 
 
+@pytest.mark.slow
 def test_a_real_server_and_its_death(folder, starting_server, caplog):
     """Metrics and artifacts through HTTP; the server dies in mid-run; the rest arrives at the next start."""
     address, process, database, server_log = starting_server
