@@ -65,6 +65,7 @@ def test_a_worker_imports_no_torch():
         (["npz", "--features", "{tmp}", "--subtitles", "{tmp}", "--corpus", "x"], "--tokenizer"),
         (["synthetic", "--videos", "3", "--val-videos", "9"], "--val-videos 9"),
         (["synthetic", "--videos", "0"], "no videos"),
+        (["synthetic", "--scenes", "5", "2"], "num_scenes is (5, 2); give (least, most)"),
         (["synthetic", "--name", "../x"], "store name '../x' may only hold"),
         (["inspect", "{tmp}"], "is not a store"),
     ],
@@ -74,6 +75,14 @@ def test_a_mistake_is_one_line(argv, message, tmp_path, capsys):
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert message.format(tmp=tmp_path) in error
+
+
+def test_the_length_of_generated_videos_is_chosen(tmp_path):
+    """8 videos of 2 scenes of 3 frames, 16 float32 numbers each."""
+    result = tmp_path / "result.json"
+    words = ["--scenes", "2", "2", "--scene-frames", "3", "3", "--videos", "8", "--frame-dim", "16"]
+    assert main(["synthetic", *words, "--out", str(tmp_path / "s"), "--dry-run", "--json", str(result)]) == 0
+    assert json.loads(result.read_text())["bytes"] == 8 * 6 * 16 * 4
 
 
 def test_dry_run_says_what_would_be_built_and_builds_nothing(tmp_path, capsys):

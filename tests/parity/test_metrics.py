@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,12 @@ def ranked_of(submission: dict[str, Any]) -> dict[str, Ranked]:
     return {t.lower(): Ranked.of([q["predictions"] for q in submission[t]]) for t in TASKS if t in submission}
 
 
+def asked(case: dict[str, Any]) -> tuple[Truth, dict[str, Ranked]]:
+    """Truth and ranked answers of a case."""
+    submission, kinds = case["input"]["submission"], case["params"]["use_desc_type"]
+    return truth_of(case["input"]["ground_truth"], submission["video2idx"], kinds=kinds), ranked_of(submission)
+
+
 def official(metric: RetrievalMetric) -> dict[str, dict[str, float]]:
     """Our names and exact values in the official layout and rounding."""
     results: dict[str, dict[str, float]] = {}
@@ -62,9 +69,8 @@ def expected(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:
 @pytest.mark.parametrize("path", golden.metrics("retrieval"), ids=lambda path: path.stem)
 def test_metrics_equal_the_official_ones(path: Path):
     case = golden.read_json(path)
-    submission, params = case["input"]["submission"], case["params"]
-    truth = truth_of(case["input"]["ground_truth"], submission["video2idx"], kinds=params["use_desc_type"])
-    answers = {task: ranked.top(params["top_n"]) for task, ranked in ranked_of(submission).items()}
+    truth, ranked_by_task = asked(case)
+    answers = {task: ranked.top(case["params"]["top_n"]) for task, ranked in ranked_by_task.items()}
     metric = RetrievalMetric()
     metric.update(truth, **answers)
     assert official(metric) == expected(case["output"]["metrics"]["before_nms"])
@@ -73,11 +79,10 @@ def test_metrics_equal_the_official_ones(path: Path):
 @pytest.mark.parametrize("path", golden.metrics("retrieval"), ids=lambda path: path.stem)
 def test_suppression_equals_the_official_one(path: Path):
     case = golden.read_json(path)
-    submission, params = case["input"]["submission"], case["params"]
-    truth = truth_of(case["input"]["ground_truth"], submission["video2idx"], kinds=params["use_desc_type"])
+    params, (truth, ranked_by_task) = case["params"], asked(case)
     answers = {
         task: ranked.top(params["max_before_nms"]).suppressed(params["nms_thd"], keep=params["max_after_nms"])
-        for task, ranked in ranked_of(submission).items()
+        for task, ranked in ranked_by_task.items()
         if task != "vr"
     }
     for task, ranked in answers.items():
@@ -90,10 +95,8 @@ def test_suppression_equals_the_official_one(path: Path):
 
 @pytest.mark.parametrize("path", golden.metrics("retrieval"), ids=lambda path: path.stem)
 def test_parts_add_up_to_the_whole(path: Path):
-    case = golden.read_json(path)
-    submission = case["input"]["submission"]
-    truth = truth_of(case["input"]["ground_truth"], submission["video2idx"], kinds=False)
-    answers = ranked_of(submission)
+    truth, answers = asked(golden.read_json(path))
+    truth = replace(truth, kinds=())
     whole, merged = RetrievalMetric(), RetrievalMetric()
     whole.update(truth, **answers)
     for part in (slice(0, 7), slice(7, None)):

@@ -126,6 +126,26 @@ def test_a_lease_is_renewed_until_another_has_it(folder):
     assert files.read_json(path)["token"] == "theirs", "what another holds is left alone"
 
 
+def test_storage_that_is_away_is_no_loss(tmp_path, monkeypatch):
+    """`check` has to ask once the lease has run out; `check_known` says only what is known."""
+    with only_one(str(tmp_path), timeout_s=0, term_s=0.2) as lease:
+        with monkeypatch.context() as away:
+
+            def refuse(*given):
+                raise ConnectionError("away")
+
+            away.setattr(files, "write_json", refuse)
+            time.sleep(0.3)
+            with pytest.raises(ConnectionError):
+                lease.check()
+            lease.check_known()
+        files.write_json(tmp_path / FILE, asdict(_elsewhere(100)))
+        with pytest.raises(LeaseLost):
+            lease.confirm()
+        with pytest.raises(LeaseLost):
+            lease.check_known()
+
+
 def test_of_two_starts_on_storage_without_locks_the_last_has_it(tmp_path, monkeypatch):
     """Both looked before either wrote: the first to have written finds the other's name when it looks again."""
     path = f"memory://{tmp_path.name}/{FILE}"
