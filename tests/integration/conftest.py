@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from hero_platform import files
+from hero_platform.train.records import starts_of
 
 ROOT = Path(__file__).resolve().parents[2]
 INJECT = Path(__file__).with_name("inject")
@@ -106,6 +107,10 @@ class Runs:
             except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
                 continue
         return found
+
+    def starts(self, name: str) -> int:
+        """How often the run was started, counted when its first rank has it."""
+        return len(starts_of(str(self.home / "runs" / name)))
 
     def step(self, name: str) -> int:
         """The newest step in the run's record."""
