@@ -1,6 +1,6 @@
 """How long a checkpoint holds up training: step times of the real trainer with checkpoints and without, in turn.
 
-python -m benchmarks.checkpoint [--device cpu|cuda] [--batch 32] [--every 10] [--saves 3] [--rounds 3]
+python -m benchmarks.checkpoint [--device cpu|cuda] [--threads 0] [--batch 32] [--every 10] [--saves 3] [--rounds 3]
 
 Three views of the stall: what the trainer tells (`sys/checkpoint_stall_s`), what the one step behind a checkpoint takes
 longer than a step of a run without any, and what all steps of the first half of an interval, in which the checkpoint is
@@ -39,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=["base", "debug"], default="base")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="of training; 0: all cores, so writing has none to itself"
+    )
     parser.add_argument("--batch", type=int, default=32, help="videos per step")
     parser.add_argument("--every", type=int, default=10, help="steps from one checkpoint to the next")
     parser.add_argument("--saves", type=int, default=3, help="checkpoints in a run")
@@ -105,7 +108,9 @@ def _config(store: str, own: argparse.Namespace) -> RunConfig:
             precision="bf16" if own.device == "cuda" else "fp32",
             evaluation=replace(config.evaluation, every=0),
             tracking=replace(config.tracking, kind="none", log_every=1),
-            scale=replace(config.scale, gpus_per_worker=1.0 if own.device == "cuda" else 0.0),
+            scale=replace(
+                config.scale, threads_per_worker=own.threads, gpus_per_worker=1.0 if own.device == "cuda" else 0.0
+            ),
         )
     )
 
