@@ -1,11 +1,15 @@
 """Forward and backward of the packed model against the padded oracle in the official layout, on the same videos.
 
 python -m benchmarks.step [--size base|debug] [--videos 8] [--repeats 5] [--threads 2] [--clock wall|cpu]
+python -m benchmarks.step --device cuda --videos 32 [--copies 8]
 
 The videos have the statistics of TV (hero.md 7.1), the tasks the published mix MLM : MFM : FOM : VSM = 2 : 2 : 1 : 2.
 The oracle (tests/oracle) gets the batch exactly as the official collate functions pad it, and no dropout runs on either
 side. Both losses and gradients are compared before anything is timed. Collating is not timed. Needs torch and numpy.
 The padded base model needs about 0.5 GB a video, and on two cores minutes a step: hence 8 videos unless told otherwise.
+
+On a GPU both are compared in fp32 and timed in bf16 (autocast); besides, the packed model takes `--copies` times the
+videos at once, and what it computes a second is set against a large matrix product in the same run.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.results import row
 from hero_model import config as sizes
@@ -106,8 +111,8 @@ class Contest:
     padded: Callable[[], Tensor]
 
 
-def contest(task: Task, rows: VideoRows, model: MultiTaskHero, oracle: Oracle) -> Contest:
-    """Draw once; pack for the model, collate for the oracle."""
+def contest(task: Task, rows: VideoRows, model: MultiTaskHero, oracle: Oracle, device: torch.device) -> Contest:
+    """Draw once; pack for the model, collate for the oracle. Both batches wait on the device."""
     examples = Examples(rows)
     drawn: Any = task.draw(examples, AT, TEXT)
     batch = task.assemble(examples, drawn, TEXT)
@@ -123,7 +128,17 @@ def contest(task: Task, rows: VideoRows, model: MultiTaskHero, oracle: Oracle) -
         assert isinstance(task, Vsm)
         ranking = tasks.Ranking(task.span_weight, task.ctx_weight, task.query_weight, task.margin)
         padded, run = collate.query_batch(videos), lambda b: tasks.retrieval(oracle, b, ranking)
-    return Contest(task, lambda: _packed_loss(model, task, batch), lambda: run(padded)["total"])
+    there, moved = batch.to(device), _to(padded, device)
+    return Contest(task, lambda: _packed_loss(model, task, there), lambda: run(moved)["total"])
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    """Move every tensor of what collate returned."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _to(part, device) for key, part in value.items()}
+    return [_to(part, device) for part in value] if isinstance(value, list) else value
 
 
 def _packed_loss(model: MultiTaskHero, task: Task, batch: TaskBatch) -> Tensor:
@@ -202,10 +217,14 @@ def _forget(model: MultiTaskHero, weights: dict[str, Tensor]) -> None:
         tensor.grad = None
 
 
-def timed(loss: Callable[[], Tensor], clock: Callable[[], float]) -> float:
-    """Seconds of one forward and backward."""
+def timed(loss: Callable[[], Tensor], clock: Callable[[], float], device: torch.device) -> float:
+    """Seconds of one forward and backward, in bf16 on a GPU."""
     started = clock()
-    loss().backward()
+    with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+        computed = loss()
+    computed.backward()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     return clock() - started
 
 
@@ -221,6 +240,8 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--copies", type=int, default=8, help="times the videos at once, for the rate on a GPU")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a busy machine; 1 thread")
     own = parser.parse_args()
     if not 3 <= own.videos <= BATCH or (own.clock == "cpu" and own.threads > 1):
@@ -229,20 +250,24 @@ def main() -> None:
     torch.set_num_threads(own.threads)
     torch.manual_seed(SEED)
     cfg: HeroConfig = getattr(sizes, own.size)()
-    model = MultiTaskHero(cfg, tuple(MIX)).eval()
+    device = torch.device(own.device)
+    model = MultiTaskHero(cfg, tuple(MIX)).eval().to(device)
     weights = {name: part.detach().clone().requires_grad_() for name, part in renamed(model.state_dict()).items()}
     heads = Heads(cfg.cross.num_heads, cfg.temporal.num_heads, cfg.query.num_heads)
     oracle = Oracle(weights, heads, padding_effects=False)
     rows = tv_like(own.videos, cfg.frame_dim)
-    rivals = [contest(task, rows, model, oracle) for task in MIX]
-    for rival in rivals:  # also the warm-up
+    rivals = [contest(task, rows, model, oracle, device) for task in MIX]
+    for rival in rivals:
         check(rival, model, weights)
+        for side in (rival.packed, rival.padded):  # the warm-up
+            timed(side, clock, device)
+            _forget(model, weights)
     packed, padded = [], []
     for turn in range(own.repeats):
         seconds: dict[str, dict[str, float]] = {"packed": {}, "padded": {}}
         for rival in rivals:
             for side in ("packed", "padded") if turn % 2 else ("padded", "packed"):
-                seconds[side][rival.task.kind] = timed(getattr(rival, side), clock)
+                seconds[side][rival.task.kind] = timed(getattr(rival, side), clock, device)
                 _forget(model, weights)
         packed.append(mixed(seconds["packed"]))
         padded.append(mixed(seconds["padded"]))
@@ -253,13 +278,73 @@ def main() -> None:
     real = len(rows.segment_frames) + len(rows.tokens) + len(rows.token_offsets) - 1
     print(
         row(
-            f"step: {own.size}, {own.videos} of {BATCH} TV-like videos, fp32, 2:2:1:2, {own.threads} threads, "
-            f"{own.clock} clock",
+            f"step: {own.size}, {own.videos} of {BATCH} TV-like videos, 2:2:1:2, "
+            + (f"fp32, {own.threads} threads, {own.clock} clock" if own.device == "cpu" else f"bf16, {_gpu()}"),
             f"packed {_spread([own.videos / s for s in packed])} videos/s, padded oracle "
             f"{_spread([own.videos / s for s in padded])}: {_spread(ratios)} times as fast "
             f"(median, min-max of {own.repeats}); {_padded_rows(rows) / real:.2f} padded rows per real one",
         )
     )
+    if own.device == "cuda":
+        print(_rate(model, copied(rows, own.copies), own.repeats))
+
+
+def copied(rows: VideoRows, copies: int) -> VideoRows:
+    """The same videos several times, as different ones."""
+
+    def joined(offsets: np.ndarray) -> np.ndarray:
+        return offsets_of(np.tile(np.diff(offsets), copies))
+
+    num_videos = rows.num_videos * copies
+    return VideoRows(
+        ids=tuple(f"video-{i}" for i in range(num_videos)),
+        keys=np.arange(num_videos, dtype=np.uint64),
+        interval_s=np.tile(rows.interval_s, copies),
+        frames=np.tile(rows.frames, (copies, 1)),
+        frame_offsets=joined(rows.frame_offsets),
+        segment_offsets=joined(rows.segment_offsets),
+        tokens=np.tile(rows.tokens, copies),
+        token_offsets=joined(rows.token_offsets),
+        segment_frames=np.tile(rows.segment_frames, copies),
+        segment_frame_offsets=joined(rows.segment_frame_offsets),
+    )
+
+
+def _rate(model: MultiTaskHero, rows: VideoRows, repeats: int) -> str:
+    """Operations a second of packed steps of the mix, counted by torch, against a matrix product of 8192 cubed."""
+    device = torch.device("cuda")
+    one, other = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
+    product, flops, seconds = [], 0.0, []
+    steps: dict[Task, Callable[[], Tensor]] = {}
+    for task in MIX:
+        examples = Examples(rows)
+        batch = task.assemble(examples, task.draw(examples, AT, TEXT), TEXT).to(device)
+        steps[task] = lambda task=task, batch=batch: _packed_loss(model, task, batch)
+        with FlopCounterMode(display=False) as counter:
+            timed(steps[task], time.perf_counter, device)
+        flops += counter.get_total_flops() * MIX[task] / sum(MIX.values())
+    for _ in range(repeats):
+        timed_each = {}
+        for task, step in steps.items():
+            _forget(model, {})
+            timed_each[task.kind] = timed(step, time.perf_counter, device)
+        seconds.append(mixed(timed_each))
+        began = time.perf_counter()
+        for _ in range(20):
+            one @ other
+        torch.cuda.synchronize()
+        product.append(20 * 2 * 8192**3 / (time.perf_counter() - began) / 1e12)
+    rates = [flops / s / 1e12 for s in seconds]
+    return row(
+        f"matrix rate of a packed step: {rows.num_videos} TV-like videos, 2:2:1:2, bf16, {_gpu()}",
+        f"{_spread(rates)} TFLOP/s, {_spread([rows.num_videos / s for s in seconds])} videos/s; a product of 8192 cubed"
+        f" {_spread(product)} TFLOP/s: {_spread([a / b for a, b in zip(rates, product, strict=True)])} of it"
+        f" (median, min-max of {repeats})",
+    )
+
+
+def _gpu() -> str:
+    return torch.cuda.get_device_name()
 
 
 def _padded_rows(rows: VideoRows) -> int:

@@ -6,12 +6,14 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from hero_platform.files import sha256_file
 from hero_platform.tracking.note import Note
+from hero_platform.train.host_buffer import HostBuffer
 from hero_platform.train.lease import only_one
 from jobs import evaluate, train
 
@@ -39,6 +41,22 @@ def losses(home: Path, name: str) -> dict[str, list[float]]:
             if key.startswith("train/loss/") and key.count("/") == 3:
                 found.setdefault(key, []).append(value)
     return found
+
+
+def test_a_checkpoint_is_the_state_behind_its_step_however_long_its_copy_takes(short, hero_home, monkeypatch):
+    """It is copied beside the next step's gradients: the update has to wait for it."""
+    often = ["--steps", "6", "--checkpoint.every", "2", "--checkpoint.keep-last", "3", *QUIET]
+    assert train.main([*short, *often, "--name", "quick"]) == 0
+    fill = HostBuffer.fill
+    monkeypatch.setattr(HostBuffer, "fill", lambda buffer: (time.sleep(0.5), fill(buffer)))
+    assert train.main([*short, *often, "--name", "slow"]) == 0
+    quick, slow = (hero_home / "runs" / name / "checkpoints" for name in ("quick", "slow"))
+    tensors = sorted(str(path.relative_to(quick)) for path in quick.rglob("*.safetensors"))
+    assert len(tensors) == 6
+    assert all((quick / name).read_bytes() == (slow / name).read_bytes() for name in tensors)
+    metrics = [json.loads(line)["metrics"] for line in (slow.parent / "metrics.jsonl").read_text().splitlines()]
+    stalls = [found["sys/checkpoint_stall_s"] for found in metrics if "sys/checkpoint_stall_s" in found]
+    assert len(stalls) == 2, "of each but the last, behind which nothing waits"
 
 
 @pytest.mark.parametrize("words", [["--help"], ["pretrain_tv", "--model", "huge"], []])

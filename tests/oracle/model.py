@@ -115,7 +115,9 @@ class Oracle:
     def embed_clip(self, x_BTD: Tensor) -> Tensor:
         """Temporal position and LayerNorm: the temporal transformer's input."""
         name = "v_encoder.c_encoder.embeddings"
-        x = x_BTD + table(self.weights, f"{name}.position_embeddings", torch.arange(x_BTD.shape[1]))
+        x = x_BTD + table(
+            self.weights, f"{name}.position_embeddings", torch.arange(x_BTD.shape[1], device=x_BTD.device)
+        )
         return layer_norm(self.weights, f"{name}.LayerNorm", x, OUTER_EPS)
 
     def temporal(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
@@ -147,7 +149,7 @@ class Oracle:
         mask = batch["query_attn_masks"]
         x = project(self.weights, "q_feat_attn.query_input_proj", self.query_tokens(batch))
         name = "q_feat_attn.query_pos_embed"
-        x = x + table(self.weights, f"{name}.position_embeddings", torch.arange(x.shape[1]))
+        x = x + table(self.weights, f"{name}.position_embeddings", torch.arange(x.shape[1], device=x.device))
         x = layer_norm(self.weights, f"{name}.LayerNorm", x, OUTER_EPS)
         x = attention(self.weights, "q_feat_attn.query_self_attention", x, mask, self.heads.query)
         scores = linear(self.weights, "q_feat_attn.modular_vector_mapping", x)

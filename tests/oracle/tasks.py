@@ -19,7 +19,7 @@ Outputs = dict[str, Tensor]
 
 def mlm(oracle: Oracle, batch: Batch, vocab_pad: int) -> Outputs:
     """Masked words, from the cross-modal encoder alone. The last `vocab_pad` classes are left out of the softmax."""
-    frames = torch.arange(batch["v_feat"].shape[1]).unsqueeze(0)
+    frames = torch.arange(batch["v_feat"].shape[1], device=batch["v_feat"].device).unsqueeze(0)
     segments = {
         "f_sub_input_ids": batch["input_ids"],
         "f_sub_pos_ids": batch["position_ids"],
@@ -51,7 +51,7 @@ def mfm_nce(oracle: Oracle, batch: Batch) -> Outputs:
     negative = ~masked if oracle.padding_effects else ~masked & batch["c_attn_masks"].bool()
     pred, neg_pred = _predicted_features(oracle, clips[masked]), _predicted_features(oracle, clips[negative])
     logits = torch.cat([pred @ batch["feat_targets"].T, pred @ neg_pred.T], dim=1)
-    loss = F.cross_entropy(logits, torch.arange(len(pred)), reduction="none")
+    loss = F.cross_entropy(logits, torch.arange(len(pred), device=pred.device), reduction="none")
     return {
         "pred": pred,
         "neg_pred": neg_pred,
@@ -100,7 +100,7 @@ def retrieval(oracle: Oracle, batch: Batch, settings: Ranking) -> Outputs:
     scores = oracle.video_scores(query, clips, mask)
     num_queries, num_videos = scores.shape
     out = {"frame_embeddings": clips, "query_mod": query, "q2video_scores": scores}
-    video = torch.arange(num_queries) // (num_queries // num_videos)
+    video = torch.arange(num_queries, device=scores.device) // (num_queries // num_videos)
     ctx, by_query = _ranking_losses(scores, video, settings)
     out["eval_loss_neg_ctx"], out["eval_loss_neg_q"] = settings.ctx_weight * ctx, settings.query_weight * by_query
     out["train_loss_neg_ctx"] = out["eval_loss_neg_ctx"].mean()
@@ -170,7 +170,7 @@ def _ranking_losses(scores_QB: Tensor, video_Q: Tensor, settings: Ranking) -> tu
     for i in range(num_queries):
         own = video_Q[i]
         positive = scores_QB[i, own]
-        ctx.append(_against(positive, scores_QB[i, torch.arange(num_videos) != own], settings))
+        ctx.append(_against(positive, scores_QB[i, torch.arange(num_videos, device=own.device) != own], settings))
         by_query.append(_against(positive, scores_QB[video_Q != own, own], settings))
     return torch.stack(ctx), torch.stack(by_query)
 
@@ -182,6 +182,6 @@ def _against(positive: Tensor, negatives: Tensor, settings: Ranking) -> Tensor:
     else:
         losses = F.softplus(ordered - positive)
     if settings.hard_pool is not None:
-        hard = torch.arange(len(losses)) < settings.hard_pool
+        hard = torch.arange(len(losses), device=losses.device) < settings.hard_pool
         losses = losses * torch.where(hard, settings.hard_weight, 0.1)
     return losses.mean()

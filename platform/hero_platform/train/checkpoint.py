@@ -14,6 +14,7 @@ import math
 import os
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,6 +45,7 @@ _TEMPORARY = re.compile(r"step_\d{8,}\.tmp-[0-9a-f]+")
 
 ATTEMPTS = 3  # at one checkpoint
 FIRST_PAUSE_S = 1.0  # between attempts, doubled each time
+SLOW_S = 1.0  # waiting longer than this is worth a word
 
 
 class CheckpointError(RuntimeError):
@@ -97,6 +99,8 @@ class Checkpointer:
         self._buffers: dict[str, HostBuffer] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._copied = threading.Event()  # whether the state of the last save may change
+        self._stall_s: float | None = None  # of the last save, until it is told
         files.makedirs(root)
         self._remove_leftovers()
         self._damaged = {step for step in checkpoints(root) if resumed_from is not None and step > resumed_from}
@@ -115,10 +119,11 @@ class Checkpointer:
         state: Mapping[str, Any],
         *,
         score: float | None = None,
-    ) -> float:
-        """Copy the state and write it in the background.
+    ) -> None:
+        """Copy the state and write it, both in the background: it may not change before `wait_copied` has returned.
 
-        Training stalls for the copy only, unless the previous checkpoint is still being written: then it waits for it.
+        So a training step can compute its gradients meanwhile. Waits here if the previous checkpoint is still being
+        written.
 
         Args:
             step: optimizer updates completed.
@@ -127,24 +132,41 @@ class Checkpointer:
             state: the rest, as JSON: counts, schedules, whatever resume needs.
             score: value of the headline metric at this step, when it is known.
 
-        Returns:
-            Seconds the call took.
-
         Raises:
             CheckpointError: the previous write failed, as `max_failed` in a row have, or for lack of space.
             LeaseLost: another process has the run.
         """
         began = time.perf_counter()
         self._settle()
+        if (waited_s := time.perf_counter() - began) > SLOW_S:
+            logger.warning(
+                "the checkpoint of step %d waited %.1f s for the one before it to be written: checkpoint.every is less"
+                " than that takes",
+                *(step, waited_s),
+            )
         if self._buffers is None:
             self.prepare(model_state, optim_tensors)
         assert self._buffers is not None
         for buffer, tensors in zip(self._buffers.values(), (model_state, optim_tensors), strict=True):
-            buffer.fill(tensors)
+            buffer.begin(tensors)
         text = json.dumps({**state, "step": step}).encode()
         known = None if score is None or math.isnan(score) else score
+        self._copied.clear()
         self._pending = self._thread.submit(self._write, step, self._buffers, text, known)
-        return time.perf_counter() - began
+        self._stall_s = time.perf_counter() - began
+
+    def wait_copied(self) -> float | None:
+        """Wait until the state of the last save may change.
+
+        Returns:
+            Seconds that training stood still for it, here and in `save`; None where this was called after it before.
+        """
+        if (stall_s := self._stall_s) is None:
+            return None
+        self._stall_s = None
+        began = time.perf_counter()
+        self._copied.wait()
+        return stall_s + time.perf_counter() - began
 
     def check(self) -> None:
         """Notice a write that has come to nothing; does not wait for one under way. Raises like `save`."""
@@ -180,6 +202,11 @@ class Checkpointer:
             self._thread.shutdown()
 
     def _write(self, step: int, buffers: Mapping[str, HostBuffer], state: bytes, score: float | None) -> None:
+        try:
+            for buffer in buffers.values():
+                buffer.fill()
+        finally:
+            self._copied.set()
         target = files.join(self._root, f"step_{step:08d}")
         for attempt in range(1, ATTEMPTS + 1):
             try:

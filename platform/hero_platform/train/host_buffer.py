@@ -1,8 +1,8 @@
 """A place in host memory for a set of tensors, allocated once, that is written as a safetensors file.
 
-Saving a training state must not stall training: the step pays for one copy into memory that exists already, and the
-writing happens elsewhere. The buffer is laid out as the file's data section, so writing needs no further copy, and
-every long operation (hashing, writing) works on plain bytes and leaves the interpreter free for the training thread.
+Saving a training state must not stall training: it is copied into memory that exists already, beside the gradients of
+the next step, and written from there. The buffer is laid out as the file's data section, so writing needs no further
+copy, and every long operation (copying, hashing, writing) leaves the interpreter free for the training thread.
 """
 
 from __future__ import annotations
@@ -56,24 +56,33 @@ class HostBuffer:
         header = json.dumps(entries, separators=(",", ":")).encode()
         header += b" " * (-len(header) % 8)
         self._header = struct.pack("<Q", len(header)) + header
-        self._on_gpu = any(tensor.is_cuda for tensor in like.values())
-        self._flat = torch.empty(end, dtype=torch.uint8, pin_memory=self._on_gpu)
+        gpu = next((tensor.device for tensor in like.values() if tensor.is_cuda), None)
+        self._stream = None if gpu is None else torch.cuda.Stream(gpu)
+        self._flat = torch.empty(end, dtype=torch.uint8, pin_memory=gpu is not None)
         self._flat.zero_()  # touch every page now: the first copy must not pay for the page faults
         self._views = {
             name: self._flat[begin:end].view(like[name].dtype).view(like[name].shape)
             for name, (begin, end) in spans.items()
         }
+        self._tensors: Mapping[str, Tensor] = {}
+
+    def begin(self, tensors: Mapping[str, Tensor]) -> None:
+        """Say what to copy, as it is behind all work queued so far: it may not change until `fill` has returned."""
+        assert tensors.keys() == self._views.keys(), "a checkpoint's tensors never change their names"
+        self._tensors = tensors
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
 
     @torch.no_grad()
-    def fill(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy `tensors` in; returns when the copies are complete."""
-        assert tensors.keys() == self._views.keys(), "a checkpoint's tensors never change their names"
-        for name, view in self._views.items():
-            source = tensors[name]
-            assert source.shape == view.shape and source.dtype == view.dtype, name
-            view.copy_(source, non_blocking=self._on_gpu)
-        if self._on_gpu:
-            torch.cuda.synchronize()
+    def fill(self) -> None:
+        """Copy, in any thread and on a GPU beside whatever it computes; returns when the copies are complete."""
+        with torch.cuda.stream(self._stream):  # no stream, no effect
+            for name, view in self._views.items():
+                source = self._tensors[name]
+                assert source.shape == view.shape and source.dtype == view.dtype, name
+                view.copy_(source, non_blocking=True)
+        if self._stream is not None:
+            self._stream.synchronize()
 
     def write(self, stream: BinaryIO) -> tuple[int, str]:
         """Write the safetensors file; returns its size in bytes and its hex SHA-256."""

@@ -42,6 +42,7 @@ class Hooks:
     """What happens around the steps; `step` counts finished updates."""
 
     log: Log
+    before_update: Callable[[int], None]  # weights and moments are those behind `step` until this has returned
     checkpoint: Callable[[int], None]  # commit the state after `step`
     validate: Callable[[int], None]
     progress: Callable[[int], None]
@@ -86,6 +87,7 @@ def run_steps(
         batch = batches.get(step)
         rates.wait_s += time.perf_counter() - waited
         record = stepper.backward(step, batch)
+        hooks.before_update(step)
         rate = _update(stepper, optimizer, config, comm, record, step)
         step += 1
         _count(rates, batch)

@@ -132,6 +132,7 @@ def run_rank(made: Plan, config: RunConfig, comm: Comm) -> dict[str, float]:
 
     hooks = Hooks(
         log=log,  # type: ignore[arg-type]
+        before_update=lambda step: None,
         checkpoint=lambda step: None,
         validate=lambda step: None,
         progress=lambda step: None,

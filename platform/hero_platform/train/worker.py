@@ -227,6 +227,7 @@ class _State:
     def hooks(self) -> Hooks:
         return Hooks(
             log=self._log,
+            before_update=self._before_update,
             checkpoint=self._checkpoint,
             validate=self._validate,
             progress=lambda step: self._around.progress(step, self._last),
@@ -269,6 +270,12 @@ class _State:
             self._score = None if score is None else (step, score)
         if self._around.comm.rank == 0 and metrics:
             self._around.tracker.log(step, metrics)
+
+    def _before_update(self, step: int) -> None:
+        """The checkpoint of `step` is copied while the next gradients are computed: here at the latest it has to be."""
+        stall_s = None if self._checkpoints is None else self._checkpoints.wait_copied()
+        if stall_s is not None:
+            self._around.tracker.log(step, {"sys/checkpoint_stall_s": stall_s})
 
     def _checkpoint(self, step: int) -> None:
         if self._checkpoints is None:

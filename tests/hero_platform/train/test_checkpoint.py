@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -78,14 +79,19 @@ def test_what_is_saved_comes_back(root):
     ]
 
 
-def test_the_copy_is_taken_at_the_call(root):
+def test_the_state_may_change_once_it_is_copied(root):
     """Training goes on in place while the write runs."""
-    writer = Checkpointer(root, before_publish=lambda: time.sleep(0.05))
+    publish = threading.Event()
+    writer = Checkpointer(root, before_publish=lambda: publish.wait(60))
     weights, moments = _weights(1), _moments(1)
     writer.prepare(weights, moments)
+    assert writer.wait_copied() is None, "there was no save"
     writer.save(1, weights, moments, {"counts": {"a": 1}, "rate": 0.1})
+    stall_s = writer.wait_copied()
+    assert stall_s is not None and stall_s >= 0 and writer.wait_copied() is None, "told once"
     for tensor in (*weights.values(), *moments.values()):
         tensor.fill_(77)
+    publish.set()
     writer.wait()
     _assert_is(latest(root), 1)
 
@@ -93,13 +99,34 @@ def test_the_copy_is_taken_at_the_call(root):
 def test_file_is_what_the_safetensors_library_reads(tmp_path):
     tensors = _weights(1) | {"view": torch.arange(12.0).view(3, 4).t()}
     buffer = HostBuffer(tensors)
-    buffer.fill(tensors)
+    buffer.begin(tensors)
+    buffer.fill()
     with open(tmp_path / "x.safetensors", "wb") as stream:
         size, _ = buffer.write(stream)
     assert size == (tmp_path / "x.safetensors").stat().st_size
     back = load_file(tmp_path / "x.safetensors")
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[k], tensors[k]) for k in tensors)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_copy_is_behind_all_work_queued_before(tmp_path):
+    weights = {"w": torch.zeros(1 << 24, device="cuda")}
+    buffer = HostBuffer(weights)
+    product = torch.eye(4096, device="cuda")
+    for _ in range(100):  # tenths of a second, queued in milliseconds
+        product = product @ product
+        weights["w"] += product[0, 0]
+    buffer.begin(weights)
+    assert not torch.cuda.current_stream().query(), "the work has to be under way still"
+    thread = threading.Thread(target=buffer.fill)
+    thread.start()
+    thread.join()
+    weights["w"].fill_(77)
+    with open(tmp_path / "x.safetensors", "wb") as stream:
+        buffer.write(stream)
+    assert torch.equal(load_file(tmp_path / "x.safetensors")["w"], torch.full((1 << 24,), 100.0))
 
 
 def test_last_ones_and_the_best_are_kept(root):

@@ -53,7 +53,7 @@ def test_a_step_as_published_runs_on_one_process(name: str, wide_store: str):
     before = [parameter.detach().clone() for parameter in module.parameters()]
     stepper = Stepper(module, run, Comm(), torch.device("cpu"))
     logged: dict[str, float] = {}
-    quiet = dict.fromkeys(("checkpoint", "validate", "progress"), lambda step: None)
+    quiet = dict.fromkeys(("before_update", "checkpoint", "validate", "progress"), lambda step: None)
     calls = {"signal": lambda: Signal.GO_ON, "nonfinite": lambda step, values, skipped: pytest.fail(f"{values}")}
     hooks = Hooks(log=lambda step, metrics: logged.update(metrics), **calls, **quiet)
     with contextlib.closing(Prefetcher(feed, start=step, stop=step + 1, depth=1)) as batches:
