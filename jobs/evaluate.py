@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.cli import Parser, add_common, program_of, run_job, write_json
 
@@ -84,6 +84,7 @@ def _job(own: argparse.Namespace) -> int:
     from hero_platform.infer.evaluators import EVALUATORS, evaluated_task
     from hero_platform.store.reader import FeatureStore
     from hero_platform.train import snapshot
+    from hero_platform.train.records import KEPT_AS
 
     home.check_name("corpus", own.corpus)  # it names the folder where --name does not
     if own.name:
@@ -111,13 +112,15 @@ def _job(own: argparse.Namespace) -> int:
         write_json(own.json, facts)
         return 0
     evaluation = evaluator.answer(asked, Model.of(module, config, show=True), task, settings)
+    if own.run:
+        facts[KEPT_AS] = f"evaluations/{_name(own)}/{step}"
     print("\n".join(evaluation.lines()))
     paths = write_evaluation(folder, evaluation, facts)
     for path in paths:
         print(f"wrote       {path}")
     results = {**facts, **evaluation.results()}
     if own.run:
-        _keep(own, config, folder, step, results["metrics"])
+        _keep(own, config, folder, results)
     write_json(own.json, results)
     return 0
 
@@ -156,17 +159,21 @@ def _settings(own: argparse.Namespace, checkpoint: str, task: Task) -> Settings:
     )
 
 
-def _keep(own: argparse.Namespace, config: RunConfig, folder: str, step: str, metrics: Mapping[str, float]) -> None:
-    """Record the evaluation in the run it belongs to."""
-    from hero_platform import home
-    from hero_platform.train.lease import only_one
-    from hero_platform.train.records import close_evaluation, keep_evaluation
+def _name(own: argparse.Namespace) -> str:
+    """What the run calls this evaluation."""
+    return f"{own.corpus}/{own.split}{f'-{own.name}' if own.name else _variant(own)}"
 
-    label = f"-{own.name}" if own.name else _variant(own)
-    run, name = home.run_dir(own.run), f"{own.corpus}/{own.split}{label}"
+
+def _keep(own: argparse.Namespace, config: RunConfig, folder: str, results: Mapping[str, Any]) -> None:
+    """Record the evaluation in the run it belongs to."""
+    from hero_platform import files, home
+    from hero_platform.train.lease import only_one
+    from hero_platform.train.records import KEPT_AS, close_evaluation, keep_evaluation
+
+    run, step = home.run_dir(own.run), int(files.name_of(results["checkpoint"]).removeprefix("step_"))
     with only_one(run, timeout_s=5.0):
-        tracker = keep_evaluation(config, run, int(step.removeprefix("step_")), name, metrics)
-        tracker.log_artifact(folder, f"evaluations/{name}/{step}")
+        tracker = keep_evaluation(config, run, step, _name(own), results["metrics"])
+        tracker.log_artifact(folder, results[KEPT_AS])
         close_evaluation(tracker, run)
 
 

@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from hero_platform.train.lease import only_one
-from jobs import sync, train
+from jobs import evaluate, sync, train
 
 
 @pytest.fixture
@@ -61,6 +61,21 @@ def test_a_run_the_server_never_saw_is_there_as_it_was(trained: Path, tracking_d
     assert sync.main(["--run", "alone"]) == 0
     assert held() == expected
     assert (trained / "metrics.jsonl").read_bytes() == before
+
+
+def test_an_evaluation_the_server_never_saw_is_brought_with_its_files(
+    short_run, hero_home: Path, tiny_store: str, tracking_database: Path
+):
+    assert train.main(["finetune_synthetic", *short_run("tuned", "--steps", "2")[1:]]) == 0
+    words = ["--run", "tuned", "--corpus", "synthetic", "--split", "val", "--store", f"synthetic={tiny_store}"]
+    assert evaluate.main(words) == 0
+    assert sync.main(["--run", "tuned"]) == 0
+    client, run = _only_run(tracking_database)
+    (folder,) = (hero_home / "runs" / "tuned" / "evaluations").iterdir()
+    kept = client.list_artifacts(run.info.run_id, "evaluations/synthetic/val/step_00000002")
+    assert sorted(Path(item.path).name for item in kept) == sorted(path.name for path in folder.iterdir())
+    results = json.loads((folder / "metrics.json").read_text())["metrics"]
+    assert {name: run.data.metrics[f"eval/synthetic/val/{name}"] for name in results} == pytest.approx(results)
 
 
 def test_a_server_that_is_not_there_is_one_line(trained: Path, monkeypatch, capsys):

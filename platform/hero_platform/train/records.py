@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 STARTS = "starts"  # folder of the starts
 PROVENANCE_FILE = "provenance.json"  # code, packages and hardware of the newest start
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
+KEPT_AS = "kept_as"  # in an evaluation's metrics.json: its place among the files of the run it belongs to
 FINAL_FILES = ("model.safetensors", "config.json", "state.json")  # the optimizer stays with the run's storage
 
 
@@ -197,6 +198,16 @@ def keep_evaluation(config: RunConfig, folder: str, step: int, name: str, result
         )  # fmt: skip
     tracker.log(step, {metric: value for metric, value in named.items() if metric not in held})
     return tracker
+
+
+def keep_evaluations(tracker: Tracker, folder: str) -> None:
+    """Give a run's tracker the files of all its evaluations, once more."""
+    root = files.join(folder, "evaluations")
+    for name in files.listdir(root):
+        facts = files.join(root, name, "metrics.json")
+        place = files.read_json(facts).get(KEPT_AS) if files.exists(facts) else None
+        if place:
+            tracker.log_artifact(files.join(root, name), place)
 
 
 def close_evaluation(tracker: Tracker, folder: str) -> None:

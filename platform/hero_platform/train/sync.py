@@ -16,7 +16,14 @@ from hero_platform.tracking.note import Note
 from hero_platform.tracking.recorder import STATUS_FILE
 from hero_platform.train.failure import TrainingFailed
 from hero_platform.train.lease import only_one
-from hero_platform.train.records import PROVENANCE_FILE, keep_results, run_folder, run_info, starts_of
+from hero_platform.train.records import (
+    PROVENANCE_FILE,
+    keep_evaluations,
+    keep_results,
+    run_folder,
+    run_info,
+    starts_of,
+)
 
 _LOOK_S = 0.1
 
@@ -68,6 +75,8 @@ def sync(name: str, *, patience_s: float = 60.0, progress: Callable[[str], None]
         try:
             if status == "FINISHED" and not complete:
                 keep_results(tracker, config, folder)
+            if not complete:
+                keep_evaluations(tracker, folder)
             _wait(tracker, patience_s, progress)
         finally:
             tracker.finish(status)
