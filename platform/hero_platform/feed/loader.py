@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,8 @@ from hero_platform.feed.mixture import Mixture
 from hero_platform.feed.order import EpochOrder, share
 from hero_platform.store.reader import FeatureStore
 from hero_platform.store.table import AnnotationTable
+
+logger = logging.getLogger(__name__)
 
 WAIT_TIMEOUT_S = 600.0  # a step that cannot be read in ten minutes is a fault, not slowness
 
@@ -176,7 +179,9 @@ class Prefetcher:
         try:
             batch = future.result(timeout=WAIT_TIMEOUT_S)
         except TimeoutError:
-            raise TimeoutError(f"step {step}: the loader gave no batch within {WAIT_TIMEOUT_S:.0f} s") from None
+            text = f"step {step}: the loader gave no batch within {WAIT_TIMEOUT_S:.0f} s"
+            logger.error("%s; the process ends when it does, or after scale.hang_timeout_s", text)
+            raise TimeoutError(text) from None
         self._request(step + 1)
         return batch
 

@@ -225,7 +225,7 @@ def test_prefetch_raises_what_the_loader_raised_at_that_step():
     batches.close()
 
 
-def test_a_loader_that_hangs_is_reported(monkeypatch):
+def test_a_loader_that_hangs_is_reported(monkeypatch, caplog):
     monkeypatch.setattr(loader, "WAIT_TIMEOUT_S", 0.05)
     release = threading.Event()
 
@@ -237,6 +237,7 @@ def test_a_loader_that_hangs_is_reported(monkeypatch):
     batches = prefetcher(Hanging())
     with pytest.raises(TimeoutError, match="step 0: the loader gave no batch within"):
         batches.get(0)
+    assert "step 0: the loader gave no batch" in caplog.text, "said before the thread is waited for"
     release.set()
     batches.close()
 

@@ -52,3 +52,16 @@ def test_damaged_remote_file_is_not_kept(tmp_path, remote):
 def test_file_larger_than_the_cache(tmp_path, remote):
     with pytest.raises(ValueError, match="HERO_CACHE_BYTES"):
         ShardCache(tmp_path, 5).fetch(*remote[0], 10)
+
+
+def test_a_disk_that_is_full_at_the_cache_is_named_and_keeps_no_half_file(small_disk):
+    data = bytes(range(256)) * 4096
+    url = f"memory://{uuid4().hex}/shard"
+    files.write_bytes(url, data)
+    disk = small_disk("512k")
+    cache = ShardCache(disk / "cache")
+    with pytest.raises(
+        OSError, match=f"the shard cache {disk / 'cache'} has no space left for {url}: free some, or set"
+    ):
+        cache.fetch(url, hashlib.sha256(data).hexdigest(), len(data))
+    assert files.tree(disk) == []
