@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--store", help="a feature store of at least --batch videos")
     own = parser.parse_args(argv)
     device = torch.device(own.device)
-    with _store(own.store, own.batch) as store:
+    with tv_store(own.store, own.batch) as store:
         config = _config(store, own)
         without: list[list[float]] = []
         told, behind, halves = [], [], []
@@ -83,7 +83,8 @@ def _halves(steps: dict[int, float], saved: int, every: int) -> float:
 
 
 @contextlib.contextmanager
-def _store(given: str | None, num_videos: int) -> Iterator[str]:
+def tv_store(given: str | None, num_videos: int) -> Iterator[str]:
+    """Yield the path of a store of TV-like videos: the one given, or one that is built and removed again."""
     if given:
         yield given
         return

@@ -93,7 +93,7 @@ ONE_PROCESS = [
 TWO_WORKERS = [
     *(Fault(place, when, "SIGKILL", rank=rank) for rank in (0, 1) for place, when in zip(STEP[:4], SIDES, strict=True)),
     *(Fault(place, "before", "SIGKILL", rank=0) for place in (RECORD[0], SAVE[0], SAVE[2], SAVE[3])),
-    *(Fault(place, "after", "RuntimeError", rank=rank) for place, rank in ((STEP[1], 1), (STEP[2], 0))),
+    *(Fault(place, "after", "RuntimeError", rank=rank) for place, rank in ((STEP[0], 0), (STEP[1], 1), (STEP[2], 0))),
     Fault(STEP[2], "before", "SIGTERM", rank=1),
     Fault(STEP[1], "before", "hang", rank=1),
 ]
