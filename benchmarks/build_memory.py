@@ -22,7 +22,8 @@ from benchmarks import memory
 from benchmarks.corpus import GeneratedSource
 from benchmarks.results import record
 from hero_model.config import TextIds
-from hero_platform.store.build import OBJECT_STORE_BYTES, build
+from hero_platform.ray_cluster import OBJECT_STORE_BYTES
+from hero_platform.store.build import build
 from hero_platform.store.tokens import TokenizerSpec
 
 VIDEO_BYTES = 51 * 4352 * 2

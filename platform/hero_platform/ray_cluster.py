@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 
 from hero_platform.scratch import scratch
 
-OBJECT_STORE_BYTES = 200_000_000  # weights and features never pass through it
+OBJECT_STORE_BYTES = 200 << 20  # weights and features never pass through it
 
 
 @contextlib.contextmanager
-def cluster(num_workers: int, *, fewest: int = 0, cpus_each: int = 1, crowded: bool = False) -> Iterator[None]:
+def cluster(
+    num_workers: int, *, fewest: int = 0, cpus_each: int = 1, crowded: bool = False, dashboard: bool = True
+) -> Iterator[None]:
     """Use the running cluster, or start a local one that leaves nothing behind.
 
     Args:
@@ -21,6 +24,7 @@ def cluster(num_workers: int, *, fewest: int = 0, cpus_each: int = 1, crowded: b
         fewest: how many of them a running cluster must have room for; 0: all.
         cpus_each: CPUs that each of them takes.
         crowded: whether a local cluster may have more workers than this machine has cores.
+        dashboard: whether a local cluster has one; without it Ray Train logs an error each second.
 
     Raises:
         ValueError: the cluster or machine that is there is too small (Ray would wait for ever).
@@ -47,16 +51,32 @@ def cluster(num_workers: int, *, fewest: int = 0, cpus_each: int = 1, crowded: b
     logging.getLogger("ray").setLevel(logging.ERROR)
     with scratch("hero-ray-") as folder:
         try:
-            ray.init(
-                address="local",  # else Ray joins any cluster that it finds on this machine
-                num_cpus=max(needed + 2, os.cpu_count() or 2),  # fewer can deadlock (stack.md 0.5)
-                include_dashboard=True,  # without it Ray Train logs an error each second
-                dashboard_host="127.0.0.1",
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=folder,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with _temporary_files_in(folder):
+                ray.init(
+                    address="local",  # else Ray joins any cluster that it finds on this machine
+                    num_cpus=max(needed + 2, os.cpu_count() or 2),  # fewer can deadlock (stack.md 0.5)
+                    include_dashboard=dashboard,
+                    dashboard_host="127.0.0.1",
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _temp_dir=folder,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
             yield
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _temporary_files_in(folder: str) -> Iterator[None]:
+    """Ray's processes are ended before they clear up (the dashboard leaves sockets): they get a place that will go."""
+    tempfile.gettempdir()  # remembered, so this process goes on with its own
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = folder
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = before

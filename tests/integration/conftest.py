@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -39,6 +40,7 @@ class Runs:
         self.environment: dict[str, str] = {}  # added to that of every process these runs start
         self._mark = uuid.uuid4().hex  # in the environment of every process these runs start
         self._started: list[subprocess.Popen[bytes]] = []
+        self._before = temporary()
 
     def words(self, name: str, *extra: str) -> list[str]:
         """Arguments of `jobs.train` for a run that is slow and talkative enough to be hit in the middle."""
@@ -108,6 +110,11 @@ class Runs:
                 continue
         return found
 
+    def left(self) -> list[str]:
+        """What these runs left on the machine: processes, temporary folders, shared memory."""
+        processes = [f"process {process.pid} {' '.join(process.cmdline())[:99]}" for process in self.processes()]
+        return processes + sorted(str(path) for path in temporary() - self._before)
+
     def starts(self, name: str) -> int:
         """How often the run was started, counted when its first rank has it."""
         return len(starts_of(str(self.home / "runs" / name)))
@@ -160,6 +167,27 @@ class Runs:
                 process.wait()
         for left in self.processes():
             left.kill()
+
+
+def temporary() -> set[Path]:
+    """What processes that are dead left outside their folders; what a living one has locked is not left."""
+    places = ("/tmp/hero-*", "/tmp/ray*", "/tmp/pymp-*", "/tmp/torch*", "/dev/shm/*")
+    found = [path for place in places for path in Path("/").glob(place.lstrip("/"))]
+    return {path for path in found if not _is_locked(path)}
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # its owner ended meanwhile, or it is a socket
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 @pytest.fixture

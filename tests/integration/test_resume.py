@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import random
 import signal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,34 +28,13 @@ def assert_same_run(runs: Any, name: str, steady: str) -> None:
     assert runs.digests(name, STEPS) == runs.digests(steady, STEPS) and runs.digests(name, STEPS)
 
 
-def assert_nothing_left(runs: Any, name: str, temporary: set[Path]) -> None:
-    """No process, no temporary folder, no half-written file, and only valid checkpoints."""
-    assert runs.processes() == []
-    assert temporary_folders() - temporary == set()
+def assert_nothing_left(runs: Any, name: str) -> None:
+    """Nothing on the machine, no half-written file, and only valid checkpoints."""
+    assert runs.left() == []
     folder = runs.home / "runs" / name
     assert [path for path in folder.rglob("*") if ".tmp" in path.name or ".partial" in path.name] == []
     paths = snapshot.checkpoints(str(folder / "checkpoints"))
     assert [snapshot.load(path).step for path in paths.values()] == list(paths) and max(paths) == STEPS
-
-
-def temporary_folders() -> set[Path]:
-    """What dead runs left outside their folder; those of runs that live, here or in another checkout, are locked."""
-    found = [path for pattern in ("hero-ray-*", "hero-train-*") for path in Path("/tmp").glob(pattern)]
-    return {path for path in found if not is_locked(path)}
-
-
-def is_locked(folder: Path) -> bool:
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:  # its run ended meanwhile
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
 
 
 def status_of(runs: Any, name: str) -> str:
@@ -68,7 +44,6 @@ def status_of(runs: Any, name: str) -> str:
 def test_one_process(runs, tracking_database):
     """Killed at three random steps, then interrupted with Ctrl-C, and always started again."""
     runs.train("steady", *SETTINGS, "--tracking.kind", "none")
-    before = temporary_folders()
     for step in sorted(random.Random(5).sample(range(1, STEPS - 12), 3)):
         process = runs.start("broken", *SETTINGS)
         runs.hit(process, "broken", step, signal.SIGKILL)
@@ -87,7 +62,7 @@ def test_one_process(runs, tracking_database):
     assert result["resumed_from"] == committed and result["status"] == "finished"
     assert_same_run(runs, "broken", "steady")
     runs.assert_tracked_once("broken", f"sqlite:///{tracking_database}")
-    assert_nothing_left(runs, "broken", before)
+    assert_nothing_left(runs, "broken")
 
 
 @pytest.mark.ray
@@ -100,7 +75,6 @@ def test_workers(ray_session, runs, tracking_database):
     streams = [runs.record(name, ("stream/",)) for name in ("alone", "steady")]
     assert streams[0] == streams[1] and len(streams[0]) == STEPS
 
-    before = temporary_folders()
     process = runs.start("broken", *two)
     runs.until(lambda: runs.step("broken") >= 9, process)
     victim = random.Random(5).choice(runs.processes("RayTrainWorker"))
@@ -118,13 +92,13 @@ def test_workers(ray_session, runs, tracking_database):
     committed = runs.step("broken")
     assert f"run broken interrupted at step {committed}, went on from step" in runs.said("broken")
     assert status_of(runs, "broken") == "KILLED" and "Traceback" not in runs.said("broken")
-    assert runs.processes() == [] and temporary_folders() - before == set()
+    assert runs.left() == []
 
     result = runs.train("broken", *two)
     assert result["resumed_from"] == committed < STEPS
     assert_same_run(runs, "broken", "steady")
     runs.assert_tracked_once("broken", f"sqlite:///{tracking_database}")
-    assert_nothing_left(runs, "broken", before)
+    assert_nothing_left(runs, "broken")
 
     # any worker count may go on with it, and `--steps` may grow
     result = runs.train("broken", *SETTINGS, "--steps", str(STEPS + 2))

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -23,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from hero_platform import files
+from hero_platform.ray_cluster import cluster
 from hero_platform.sources.base import Planned, RawVideo, Reject, Source
 from hero_platform.store import plan as planning
 from hero_platform.store.annotations import ipc_bytes, write_annotations
@@ -34,7 +34,6 @@ from hero_platform.store.shard import ShardInfo, ShardWriter, finished_shard, wr
 from hero_platform.store.tokens import TokenizerSpec
 
 SHARD_BYTES = 256 << 20
-OBJECT_STORE_BYTES = 200 << 20  # only ids and digests pass through it
 
 
 @dataclass(frozen=True)
@@ -114,27 +113,13 @@ def build(
 @contextmanager
 def ray_cluster(workers: int) -> Iterator[int]:
     """Yield how many of `workers` tasks Ray can run at once; starts a small local Ray unless there is one."""
-    import ray
-
-    if ray.is_initialized():
-        yield _slots(workers)
-        return
     # Ray's notes on actors and datasets mean nothing to who builds a store; its log files keep them
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
-    local = {
-        "address": "local",  # else Ray joins any cluster that it finds on this machine
-        "num_cpus": workers + 2,  # Ray Data hangs when its tasks take every CPU
-        "object_store_memory": OBJECT_STORE_BYTES,
-        "include_dashboard": False,
-    }
-    with _silent_stderr():  # where Ray's core acknowledges the log level, once per start
-        # RAY_ADDRESS is set inside a Ray job: the cluster has its own sizes
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **({} if os.environ.get("RAY_ADDRESS") else local))
-    try:
+    with ExitStack() as stack:
+        with _silent_stderr():  # where Ray's core acknowledges the log level, once per start
+            stack.enter_context(cluster(workers, fewest=1, crowded=True, dashboard=False))
         yield _slots(workers)
-    finally:
-        ray.shutdown()
 
 
 def _slots(workers: int) -> int:

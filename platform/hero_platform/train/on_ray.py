@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -283,7 +284,8 @@ def _worker_environment() -> dict[str, str]:
     """Variables a worker needs and Ray does not forward. No secrets: those come from the node's own environment."""
     forwarded = {name: os.environ[name] for name in ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL") if name in os.environ}
     forwarded = {name: value for name, value in forwarded.items() if "@" not in value}  # user:password@host
-    return {"HERO_HOME": home.root(), "RAY_CHDIR_TO_TRIAL_DIR": "0", **forwarded}
+    # not the cluster's own, which goes with it: stacks of a rank that hung may lie there
+    return {"HERO_HOME": home.root(), "RAY_CHDIR_TO_TRIAL_DIR": "0", "TMPDIR": tempfile.gettempdir(), **forwarded}
 
 
 def _watch(config: RunConfig, folder: str, start: int, thread: threading.Thread, stop: threading.Event) -> None:
