@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -111,9 +112,19 @@ class Runs:
         return found
 
     def left(self) -> list[str]:
-        """What these runs left on the machine: processes, temporary folders, shared memory."""
-        processes = [f"process {process.pid} {' '.join(process.cmdline())[:99]}" for process in self.processes()]
-        return processes + sorted(str(path) for path in temporary() - self._before)
+        """What these runs left on the machine: processes, temporary folders, shared memory.
+
+        Processes of Ray see only after a while that their driver is gone: what is there after half a minute is left.
+        """
+        give_up = time.monotonic() + 30
+        while True:
+            found = sorted(str(path) for path in temporary() - self._before)
+            for process in self.processes():
+                with contextlib.suppress(psutil.Error):
+                    found.append(f"process {process.pid} {' '.join(process.cmdline()).strip()[:99]}")
+            if not found or time.monotonic() > give_up:
+                return found
+            time.sleep(1)
 
     def starts(self, name: str) -> int:
         """How often the run was started, counted when its first rank has it."""
