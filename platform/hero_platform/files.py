@@ -13,13 +13,15 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, BinaryIO
 
 TEMP_SUFFIX = ".partial"
+FRESH_S = 2.0  # a file that was written since may have a writer on another machine
 _CHUNK = 4 << 20  # bytes read at a time when hashing or copying
 
 
@@ -176,13 +178,26 @@ def remove(path: str | os.PathLike[str]) -> None:
             fs.rm_file(inner)
 
 
-def remove_partial(folder: str | os.PathLike[str]) -> None:
-    """Remove what killed writers left behind in a local folder (an interrupted upload leaves nothing on S3)."""
+def remove_partial(folder: str | os.PathLike[str], *, shared: bool = False) -> None:
+    """Remove what killed writers left behind in a local folder (an interrupted upload leaves nothing on S3).
+
+    In a folder that is `shared` with other writers, what a living process may be writing stays.
+    """
     if is_remote(folder):
         return
     for name in listdir(folder):
         if name.startswith(".") and name.endswith(TEMP_SUFFIX):
+            if shared and _is_being_written(join(folder, name)):
+                continue
             remove(join(folder, name))
+
+
+def _is_being_written(path: str) -> bool:
+    """Whether a temporary file's writer lives: here, or, on a disk that others share, perhaps elsewhere."""
+    with suppress(OSError, ValueError):
+        pid = int(name_of(path).removesuffix(TEMP_SUFFIX).rsplit(".", 1)[1].split("-")[0])
+        return pid != os.getpid() and (os.path.exists(f"/proc/{pid}") or time.time() - os.stat(path).st_mtime < FRESH_S)
+    return False
 
 
 def remove_tree(path: str | os.PathLike[str]) -> None:

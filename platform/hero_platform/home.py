@@ -7,7 +7,7 @@ import re
 
 from hero_platform import files
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,199}")  # file systems take 255 bytes
 
 
 def root() -> str:
@@ -27,7 +27,9 @@ def check_name(what: str, name: str) -> None:
         ValueError: it holds other characters than a folder's name may.
     """
     if not is_name(name):
-        raise ValueError(f"{what} name {name!r} may only hold letters, digits and . _ = -, a letter or digit first")
+        raise ValueError(
+            f"{what} name {name!r} may only hold letters, digits and . _ = -, a letter or digit first, 200 at most"
+        )
 
 
 def is_name(name: str) -> bool:

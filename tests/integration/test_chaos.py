@@ -81,6 +81,12 @@ ONE_PROCESS = [
     *(Fault(place, when, "SIGKILL", nth=1) for place in BEGIN for when in ("before", "after")),
     *(Fault(f"{TRAIN}.checkpoint:_put", "before", "SIGKILL", where=name) for name in ("optim", "state", "checksums")),
     *(Fault("os:rename", when, "SIGKILL", nth=1, where="checkpoints") for when in ("before", "after")),
+    *(
+        Fault("hero_platform.files:_sync", "before", "SIGKILL", nth=1, where=name)
+        for name in ("starts", "lease", "status")
+    ),
+    *(Fault(f"{TRAIN}.host_buffer:HostBuffer.fill", when, "SIGKILL") for when in ("before", "after")),
+    Fault(f"{TRAIN}.checkpoint:Checkpointer.wait_copied", "before", "SIGKILL", nth=4),
     Fault(f"{TRAIN}.host_buffer:HostBuffer.write", "after", "SIGKILL"),  # what Python has buffered is lost
     Fault(f"{JOURNAL}:_write_all", "before", "tear", nth=3),
     *(Fault(place, "before", "RuntimeError") for place in STEP),

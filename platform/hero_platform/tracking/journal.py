@@ -186,6 +186,15 @@ def read(path: str, offset: int = 0) -> Iterator[Record]:
             yield record
 
 
+def starts_line(path: str, offset: int) -> bool:
+    """Whether a line of a journal starts at a byte offset, or would start there next."""
+    if offset == 0 or offset > os.path.getsize(path):
+        return offset == 0
+    with open(path, "rb") as stream:
+        stream.seek(offset - 1)
+        return stream.read(1) == b"\n"
+
+
 def damage(path: str, offset: int) -> str:
     """What is wrong with the line that starts at a byte offset; empty when nothing is, or no line starts there."""
     with open(path, "rb") as stream:

@@ -59,11 +59,11 @@ def active_run(client: Any, run_id: str) -> Any:
     return run if run.info.lifecycle_stage == "active" else None
 
 
-def first_run(client: Any, experiment_id: str, tag: str, value: str) -> Any:
-    """The oldest run of an experiment with this tag, or None."""
+def first_run(client: Any, experiment_id: str, tags: Mapping[str, str]) -> Any:
+    """The oldest run of an experiment with these tags, or None."""
     found = client.search_runs(
         [experiment_id],
-        filter_string=f"tags.`{tag}` = '{value}'",
+        filter_string=" AND ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items()),
         order_by=["attributes.start_time ASC"],
         max_results=1,
     )

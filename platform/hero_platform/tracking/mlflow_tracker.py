@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from hero_platform import files
 from hero_platform.tracking import mlflow_calls as calls
-from hero_platform.tracking.base import RunInfo, Status, render, without_credentials
-from hero_platform.tracking.journal import Journal, Record, damage, read
+from hero_platform.tracking.base import RunInfo, Status, alarm_text, is_deterministic, render, same, without_credentials
+from hero_platform.tracking.journal import Journal, Record, damage, read, starts_line
 from hero_platform.tracking.note import FILE, Note
 from hero_platform.tracking.recorder import JournalTracker
 from hero_platform.tracking.system import SAMPLE_EVERY_S, provenance, provenance_texts
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RUN_TAG = "hero.run_name"
+FINGERPRINT_TAG = "fingerprint"
+ALARM_TAG = "hero.replay_alarm"
 _ATTEMPTS = 3  # at an artifact that fails while metrics go through
 
 
@@ -98,8 +100,7 @@ class MlflowTracker(JournalTracker):
         super().log(step, metrics)
         if len(self.alarms) > before:
             text = self.alarms[before]
-            tag = "hero.replay_alarm"
-            self._add(_Job(tag, lambda client, run_id: client.set_tag(run_id, tag, text[:5000])))
+            self._add(_Job(ALARM_TAG, lambda client, run_id: client.set_tag(run_id, ALARM_TAG, text[:5000])))
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Send flattened params; a name keeps its first value."""
@@ -174,7 +175,9 @@ class _Shipper:
         self._next_call = 0.0  # monotonic clock: metrics may be sent again from then on
         self._client: Any = None
         self._note: Note | None = None
-        self._held: set[tuple[str, int]] = set()  # on the server, perhaps not in the journal
+        self._held: dict[tuple[str, int], float] = {}  # on the server, perhaps not in the journal
+        self._given_up: list[str] = []  # jobs that the server did not take
+        self._alarmed = False
         self._status: Status | None = None
         self._wake = threading.Event()
         self._concluded = False
@@ -243,7 +246,25 @@ class _Shipper:
 
     def _metrics_of(self, record: Record) -> list[Any]:
         every = calls.metrics(record.metrics, record.step, record.t_ms)
+        self._compare(record)
         return [metric for metric in every if (metric.key, metric.step) not in self._held]
+
+    def _compare(self, record: Record) -> None:
+        """Raise the alarm where the server holds another value, as of a run of the same name made elsewhere."""
+        if self._alarmed or not self._held:
+            return
+        differences = {
+            name: (held, value)
+            for name, value in record.metrics.items()
+            if is_deterministic(name)
+            and (held := self._held.get((name, record.step))) is not None
+            and not same(held, value, self._run.replay_tolerance)
+        }
+        if differences:
+            self._alarmed = True
+            text = f"the run on the server is not this one: {alarm_text(record.step, differences)}"
+            logger.error("MLflow at %s: %s", self._public_uri, text)
+            self.jobs.append(_Job(ALARM_TAG, lambda client, run_id: client.set_tag(run_id, ALARM_TAG, text[:5000])))
 
     def _send(self, metrics: list[Any], end: int) -> None:
         assert self._note is not None
@@ -267,6 +288,7 @@ class _Shipper:
             if job.attempts < _ATTEMPTS:
                 raise
             reason = without_credentials(str(error))
+            self._given_up.append(f"{job.what} ({reason})")
             logger.error("MLflow at %s does not take %s: %s", self._public_uri, job.what, reason)
 
     def _conclude(self, status: Status) -> None:
@@ -274,8 +296,8 @@ class _Shipper:
         if reason := damage(self._path, self._note.shipped):
             logger.error("%s is damaged behind byte %d (%s)", self._path, self._note.shipped, reason)
         self._client.set_terminated(self._note.run_id, status, end_time=self._run.ended_ms)
-        self.unsent = reason
-        self._note.clean = True
+        self.unsent = "; ".join(filter(None, [reason, *self._given_up]))
+        self._note.clean = not self.unsent
         self._note.save(self._note_path)
         self._concluded = True
 
@@ -287,16 +309,18 @@ class _Shipper:
         if found is None:
             note = None
             experiment_id = calls.experiment(self._client, self._uri, self._run.experiment)
-            found = calls.first_run(self._client, experiment_id, RUN_TAG, self._run.name)
+            found = calls.first_run(self._client, experiment_id, self._identity())
         if found is None:
             created = self._client.create_run(
-                experiment_id, start_time=self._began_ms, run_name=self._run.name, tags={RUN_TAG: self._run.name}
+                experiment_id, start_time=self._began_ms, run_name=self._run.name, tags=self._identity()
             )
             note = Note(self._public_uri, created.info.run_id, 0, True)
             held: dict[str, str] = {}
         else:
             run_id = found.info.run_id
             note = note or Note(self._public_uri, run_id, 0, False)
+            if not starts_line(self._path, note.shipped):
+                note.shipped, note.clean = 0, False
             if not note.clean or note.shipped > self._intact_end:
                 self._held = self._on_server(run_id, found.data.metrics)
                 note.shipped = min(note.shipped, self._intact_end)
@@ -307,13 +331,17 @@ class _Shipper:
         self._describe(note.run_id, held)
         return note
 
-    def _on_server(self, run_id: str, names: Iterable[str]) -> set[tuple[str, int]]:
-        """What the server holds of the steps that may be repeated; up to the checkpoint the journal is complete."""
+    def _identity(self) -> dict[str, str]:
+        """What makes a run of the server this one: its name, and the settings that decide its results."""
+        fingerprint = {name: value for name, value in self._run.tags.items() if name == FINGERPRINT_TAG}
+        return {RUN_TAG: self._run.name, **fingerprint}
+
+    def _on_server(self, run_id: str, names: Iterable[str]) -> dict[tuple[str, int], float]:
+        """What the server holds of the steps that may be sent again."""
         return {
-            (name, metric.step)
+            (name, metric.step): metric.value
             for name in names
             for metric in self._client.get_metric_history(run_id, name)
-            if metric.step > self._run.resume_step
         }
 
     def _describe(self, run_id: str, held: Mapping[str, str]) -> None:

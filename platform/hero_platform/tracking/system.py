@@ -139,13 +139,14 @@ class Sampler:
         self._thread.join()
 
     def _run(self) -> None:
-        away = False
+        away, step = False, -1
         try:
             sample()  # percentages count from the previous call
             while not self._stopped.wait(self._every_s):
                 metrics = sample()
+                step = max(step + 1, (time.time_ns() // 1_000_000 - self._began_ms) // 1000)  # clocks may be set back
                 try:
-                    self._log((time.time_ns() // 1_000_000 - self._began_ms) // 1000, {**metrics, **self._also()})
+                    self._log(step, {**metrics, **self._also()})
                     away = False
                 except OSError as error:  # the storage, which may come back
                     if not away:

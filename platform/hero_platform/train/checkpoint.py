@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, Literal
 from torch import Tensor
 
 from hero_platform import files
+from hero_platform.train.failure import last_line
 from hero_platform.train.host_buffer import HostBuffer
 from hero_platform.train.lease import LeaseLost
 from hero_platform.train.snapshot import (
@@ -205,6 +206,9 @@ class Checkpointer:
         try:
             for buffer in buffers.values():
                 buffer.fill()
+        except Exception as error:
+            text = f"copying the state for the checkpoint of step {step} failed: {last_line(error)}"
+            raise CheckpointError(text, final=True) from error
         finally:
             self._copied.set()
         target = files.join(self._root, f"step_{step:08d}")
@@ -291,7 +295,7 @@ class Checkpointer:
             keep.add(best)
             record = {"step": best, "score": scores[best], "metric": self._metric}
             path = files.join(self._root, BEST)
-            if not files.exists(path) or files.read_json(path) != record:
+            if not _holds(path, record):
                 files.write_json(path, record)
         old = [step for step in paths if step not in keep]
         if old:
@@ -319,6 +323,14 @@ class Checkpointer:
             if unfinished or _TEMPORARY.fullmatch(name):
                 logger.info("removing unfinished checkpoint %s", path)
                 files.remove_tree(path)
+
+
+def _holds(path: str, record: Mapping[str, Any]) -> bool:
+    """Whether a JSON file holds this; not if it is damaged."""
+    try:
+        return bool(files.exists(path) and files.read_json(path) == record)
+    except ValueError:
+        return False
 
 
 def _read_back(path: str) -> None:

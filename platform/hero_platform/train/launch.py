@@ -22,7 +22,7 @@ from hero_platform.train.failure import TrainingFailed, last_line
 from hero_platform.train.lease import LeaseLost, only_one
 from hero_platform.train.loop import Signal
 from hero_platform.train.on_ray import run_on_ray
-from hero_platform.train.records import close, is_settled, keep_results, make_tracker, run_info
+from hero_platform.train.records import close, is_settled, keep_results, make_tracker, run_info, starts_of
 from hero_platform.train.resolve import check_same_run
 from hero_platform.train.worker import Surroundings, train
 
@@ -77,6 +77,7 @@ def launch(config: RunConfig) -> RunResult:
             if not is_settled(config, folder):  # it was killed between its last checkpoint and its end
                 _settle(config, folder, "FINISHED")
             return _result(config, folder, start)
+        begun = len(starts_of(folder))
         try:
             if config.scale.num_workers == 0:
                 _here(config, folder, start, stop)
@@ -92,7 +93,13 @@ def launch(config: RunConfig) -> RunResult:
             except OSError as unwritten:  # such as the full disk that the failure is about
                 text = f"{text} (its traceback could not be kept: {unwritten})"
             raise TrainingFailed(text) from error
-        return _result(config, folder, start)
+        return _result(config, folder, _went_on_from(folder, begun, start))
+
+
+def _went_on_from(folder: str, begun: int, start: int) -> int:
+    """Step of the checkpoint that this command went on from: the newest may have been damaged."""
+    starts = starts_of(folder)
+    return starts[begun].step if len(starts) > begun else start
 
 
 def newest_step(folder: str, steps: int) -> int:

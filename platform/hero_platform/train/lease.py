@@ -156,7 +156,9 @@ def _take(path: str, timeout_s: float, term_s: float) -> Holder:
     """
     files.makedirs(files.parent_of(path))
     first: Holder | None = None
-    until = time.monotonic() + timeout_s
+    waited = False
+    began = time.monotonic()
+    until = began + timeout_s
     while True:
         now = time.time()
         mine = Holder(
@@ -170,7 +172,9 @@ def _take(path: str, timeout_s: float, term_s: float) -> Holder:
         )
         with _exclusive(path):
             current = _read(path)
-            free = current is None or current.is_over()
+            # clocks may disagree: who has been silent for a term while we looked is gone, whatever its file says
+            unmoved = first is not None and current == first and current.machine != _machine()
+            free = current is None or current.is_over() or (unmoved and time.monotonic() - began > term_s)
             if free:
                 files.write_json(path, asdict(mine))
         if free and files.is_remote(path):
@@ -181,6 +185,12 @@ def _take(path: str, timeout_s: float, term_s: float) -> Holder:
             return mine
         first = first or current
         silent = current == first and current is not None and current.machine != _machine()
+        if silent and not waited and current is not None:
+            waited = True
+            logger.warning(
+                "%s is held by %s: waiting up to %.0f s for its lease to run out",
+                *(files.parent_of(path), current.text, min(current.expires - now, term_s)),
+            )
         if current is not None and not silent and time.monotonic() > until:
             late = now - current.expires
             stuck = f"; it has not renewed its lease for {late + term_s:.0f} s: is it stopped?" if late > 0 else ""
@@ -194,7 +204,9 @@ def _take(path: str, timeout_s: float, term_s: float) -> Holder:
 def _read(path: str) -> Holder | None:
     """Who holds a lease; nobody when there is no file, or one that is no lease."""
     try:
-        return Holder(**json.loads(files.read_bytes(path)))
+        found = Holder(**json.loads(files.read_bytes(path)))
+        began, since, expires = (float(value) for value in (found.began, found.since, found.expires))
+        return replace(found, pid=int(found.pid), began=began, since=since, expires=expires)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):

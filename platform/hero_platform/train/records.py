@@ -6,6 +6,7 @@ import calendar
 import json
 import logging
 import math
+import re
 import socket
 import time
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ import torch
 from hero_platform import config_io, files, home
 from hero_platform.config import RunConfig
 from hero_platform.report.plots import loss_figure
-from hero_platform.tracking.base import RunInfo, Status, Tracker, default_uri, without_credentials
+from hero_platform.tracking.base import STATUSES, RunInfo, Status, Tracker, default_uri, without_credentials
 from hero_platform.tracking.journal import FILE as JOURNAL_FILE
 from hero_platform.tracking.note import FILE as NOTE_FILE
 from hero_platform.tracking.note import Note
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 STARTS = "starts"  # folder of the starts
 PROVENANCE_FILE = "provenance.json"  # code, packages and hardware of the newest start
+_START_FILE = re.compile(r"\d{4,}\.json")
+RUNNING = "RUNNING"  # the status of a start that has not ended, or was killed
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 KEPT_AS = "kept_as"  # in an evaluation's metrics.json: its place among the files of the run it belongs to
 FINAL_FILES = ("model.safetensors", "config.json", "state.json")  # the optimizer stays with the run's storage
@@ -49,6 +52,8 @@ class Start:
 def note_start(folder: str, start: Start, provenance: Mapping[str, Any]) -> None:
     """Keep what this start was given, and what ran: `starts/0000.json` and so on, `provenance.json`."""
     place = files.join(folder, STARTS)
+    for left in (folder, place):
+        files.remove_partial(left, shared=True)
     record = {
         "step": start.step,
         "time": time.strftime(_TIME, time.gmtime(start.time_ms / 1000)),
@@ -59,29 +64,44 @@ def note_start(folder: str, start: Start, provenance: Mapping[str, Any]) -> None
         "torch": torch.__version__,
         "config": config_io.to_dict(start.config),
     }
-    files.write_json(files.join(place, f"{len(files.listdir(place)):04d}.json"), record)
+    files.write_json(files.join(folder, STATUS_FILE), {"status": RUNNING})  # until this start says how it ended
+    number = 1 + max((int(name.removesuffix(".json")) for name in _start_files(folder)), default=-1)
+    files.write_json(files.join(place, f"{number:04d}.json"), record)
     if provenance:
         files.write_json(files.join(folder, PROVENANCE_FILE), dict(provenance))
 
 
+def _start_files(folder: str) -> list[str]:
+    return [name for name in files.listdir(files.join(folder, STARTS)) if _START_FILE.fullmatch(name)]
+
+
 def starts_of(folder: str) -> list[Start]:
-    """The starts of a run, first to last."""
-    found = []
-    for name in files.listdir(files.join(folder, STARTS)):
-        record = files.read_json(files.join(folder, STARTS, name))
+    """The starts of a run, first to last; the damaged note of one is left out."""
+    read = (_read_start(files.join(folder, STARTS, name)) for name in _start_files(folder))
+    return [start for start in read if start is not None]
+
+
+def _read_start(path: str) -> Start | None:
+    try:
+        record = files.read_json(path)
         seconds = calendar.timegm(time.strptime(record["time"], _TIME))
         config = config_io.from_json(json.dumps(record["config"]))
-        split = (record["world"], record["threads_per_worker"], record["device"])
-        found.append(Start(record["step"], seconds * 1000, *split, config))
-    return found
+        split = (int(record["world"]), int(record["threads_per_worker"]), str(record["device"]))
+        return Start(int(record["step"]), seconds * 1000, *split, config)
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def same_since(folder: str, step: int, world: int, threads: int) -> bool:
     """Whether all starts that may have recorded what comes after `step` had as many ranks and threads.
 
-    The one that made the checkpoint of `step` is not asked: the checkpoint says it.
+    The one that made the checkpoint of `step` is not asked: the checkpoint says it. Of a damaged note nobody knows.
     """
-    return all((each.world, each.threads) == (world, threads) for each in starts_of(folder) if each.step >= step)
+    starts = starts_of(folder)
+    if damaged := len(_start_files(folder)) - len(starts):
+        logger.error("%d notes in %s are damaged and left out", damaged, files.join(folder, STARTS))
+        return False
+    return all((each.world, each.threads) == (world, threads) for each in starts if each.step >= step)
 
 
 def run_folder(name: str) -> str:
@@ -130,13 +150,21 @@ def close(tracker: Tracker, status: Status | None) -> None:
 
 def is_settled(config: RunConfig, folder: str) -> bool:
     """Whether the tracker knows that the run ended, and all of its metrics; false after a kill near the end."""
-    path = files.join(folder, STATUS_FILE)
-    if not files.exists(path) or files.read_json(path)["status"] != "FINISHED":
+    if status_of(folder) != "FINISHED":
         return False
     if config.tracking.kind == "none" or files.is_remote(folder):  # there the note went with the scratch folder
         return True
     note = Note.load(Path(folder) / NOTE_FILE, without_credentials(default_uri(home.root())))
     return note is None or (note.clean and note.shipped == files.size_of(files.join(folder, JOURNAL_FILE)))
+
+
+def status_of(folder: str) -> Status:
+    """How the newest start of a run ended; one that was killed without a word is KILLED."""
+    try:
+        found = files.read_json(files.join(folder, STATUS_FILE))["status"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # none, or a damaged one
+        return "KILLED"
+    return found if found in STATUSES else "KILLED"
 
 
 def run_info(config: RunConfig, *, resume_step: int, same_split: bool, provenance: Mapping[str, Any]) -> RunInfo:
@@ -170,7 +198,7 @@ def keep_results(tracker: Tracker, config: RunConfig, folder: str) -> None:
         tracker.log_figure(loss_figure(plotted), "plots/loss.png")
     newest = snapshot.choose(files.join(folder, "checkpoints"), "last")
     for name in FINAL_FILES:
-        tracker.log_artifact(files.join(newest, name), f"checkpoint/step_{config.steps:08d}")
+        tracker.log_artifact(files.join(newest, name), f"checkpoint/{files.name_of(newest)}")
 
 
 def keep_evaluation(config: RunConfig, folder: str, step: int, name: str, results: Mapping[str, float]) -> Tracker:
@@ -205,12 +233,16 @@ def keep_evaluations(tracker: Tracker, folder: str) -> None:
     root = files.join(folder, "evaluations")
     for name in files.listdir(root):
         facts = files.join(root, name, "metrics.json")
-        place = files.read_json(facts).get(KEPT_AS) if files.exists(facts) else None
-        if place:
-            tracker.log_artifact(files.join(root, name), place)
+        try:
+            place = files.read_json(facts)[KEPT_AS]
+        except (FileNotFoundError, KeyError):  # of no run, or of an older version
+            continue
+        except (ValueError, TypeError) as error:
+            logger.error("the evaluation %s is damaged and left out: %s", files.join(root, name), error)
+            continue
+        tracker.log_artifact(files.join(root, name), str(place))
 
 
 def close_evaluation(tracker: Tracker, folder: str) -> None:
     """Give the run back the status it had."""
-    path = files.join(folder, STATUS_FILE)
-    tracker.finish(files.read_json(path)["status"] if files.exists(path) else "KILLED")
+    tracker.finish(status_of(folder))

@@ -91,6 +91,9 @@ def plan(name: str, step: int) -> tuple[Plan, RunConfig]:
     starts = [start for start in starts_of(folder) if start.step < step]
     if step < 1 or not starts:
         raise ValueError(f"run {name!r} has no step {step}: steps count from 1, and it has to have been started")
+    last = max(start.config.steps for start in starts)
+    if step > last:
+        raise ValueError(f"run {name!r} ends at step {last}: there is no step {step}")
     chosen = max((i for i, start in enumerate(starts) if t_ms is None or start.time_ms <= t_ms), default=0)
     config = replace(starts[chosen].config, steps=step)
     for corpus, store in open_stores(config).items():

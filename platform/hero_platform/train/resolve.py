@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +16,10 @@ from hero_platform.config import OptimConfig, RunConfig, ScheduleConfig, StoreRe
 from hero_platform.feed.loader import ExampleReader, mixture_of, open_stores
 from hero_platform.tracking.journal import FILE as JOURNAL_FILE
 from hero_platform.train import snapshot
+from hero_platform.train.records import starts_of
 from hero_platform.train.summary import unique_tasks
+
+logger = logging.getLogger(__name__)
 
 DEBUG_TOTAL = 200  # updates of the debug schedule: 20 of them must move the loss
 
@@ -179,10 +183,9 @@ def check_same_run(config: RunConfig, folder: str) -> bool:
     Raises:
         ValueError: it is another experiment: the identity fields that differ are named.
     """
-    path = files.join(folder, "config.json")
-    if not files.exists(path):
+    old, whole = _config_of(folder)
+    if old is None:
         return False
-    old = config_io.from_json(files.read_bytes(path).decode())
     changed = differences(identity(old), identity(config))
     if (
         changed
@@ -195,7 +198,22 @@ def check_same_run(config: RunConfig, folder: str) -> bool:
             f"run {config.name!r} already exists with other settings: {'; '.join(changed)}. "
             "Choose another --name, or repeat those settings to resume it"
         )
-    return True
+    return whole
+
+
+def _config_of(folder: str) -> tuple[RunConfig | None, bool]:
+    """The config of a run, and whether its `config.json` has it; where that is lost, its newest start does."""
+    path = files.join(folder, "config.json")
+    try:
+        return config_io.from_json(files.read_bytes(path).decode()), True
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        logger.error("%s is damaged and is written anew: %s", path, error)
+    starts = starts_of(folder)
+    if not starts and _has_begun(folder):
+        raise ValueError(f"{path} is missing or damaged, and so is starts/: nobody knows what run this is")
+    return (starts[-1].config if starts else None), False
 
 
 def _has_begun(folder: str) -> bool:

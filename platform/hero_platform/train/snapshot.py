@@ -212,6 +212,9 @@ def _read_commit(path: str) -> dict[str, Any]:
         raise ValueError(f"{where} is damaged: its digest does not match")
     if commit["format"] != FORMAT:
         raise ValueError(f"{where} has format {commit['format']}, this version reads format {FORMAT}")
+    named = STEP_FOLDER.fullmatch(files.name_of(path))
+    if named and int(named[1]) != commit["step"]:
+        raise ValueError(f"{path} is a copy of the checkpoint of step {commit['step']}")
     return commit
 
 

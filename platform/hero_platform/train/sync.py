@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hero_platform import files, home
-from hero_platform.tracking.base import Status, default_uri, without_credentials
+from hero_platform.tracking.base import default_uri, without_credentials
 from hero_platform.tracking.journal import FILE, read
 from hero_platform.tracking.mlflow_tracker import MlflowTracker
 from hero_platform.tracking.note import FILE as NOTE_FILE
 from hero_platform.tracking.note import Note
-from hero_platform.tracking.recorder import STATUS_FILE
 from hero_platform.train.failure import TrainingFailed
 from hero_platform.train.lease import only_one
 from hero_platform.train.records import (
@@ -23,6 +22,7 @@ from hero_platform.train.records import (
     run_folder,
     run_info,
     starts_of,
+    status_of,
 )
 
 _LOOK_S = 0.1
@@ -62,7 +62,7 @@ def sync(name: str, *, patience_s: float = 60.0, progress: Callable[[str], None]
         config = starts[-1].config
         uri = default_uri(home.root())
         tracker = MlflowTracker(folder, uri, sample_every_s=0, flush_s=_LOOK_S, finish_timeout_s=patience_s)
-        status = _status_of(folder)
+        status = status_of(folder)
         note = Note.load(Path(folder) / NOTE_FILE, without_credentials(uri))
         journal = files.join(folder, FILE)
         complete = note is not None and note.clean and note.shipped == files.size_of(journal)
@@ -97,10 +97,3 @@ def _wait(tracker: MlflowTracker, patience_s: float, progress: Callable[[str], N
         if since - said > 5.0:
             said = since
             progress(f"{tracker.metrics_sent:,} values sent, {left / 1e6:,.1f} MB of the journal left")
-
-
-def _status_of(folder: str) -> Status:
-    """How the run ended; one that was killed without a word is KILLED."""
-    path = files.join(folder, STATUS_FILE)
-    status: Status = files.read_json(path)["status"] if files.exists(path) else "KILLED"
-    return status

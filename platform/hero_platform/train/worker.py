@@ -111,6 +111,11 @@ def _train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
         if around.lease is not None:
             info = replace(info, guard=_guard(around.lease, around.folder))
         around.tracker.start(info)
+        if gap := _gap(around.tracker, start):
+            logger.error(
+                "the record of run %s lacks %s, which are behind its checkpoint of step %d: they stay missing",
+                *(config.name, gap, start),
+            )
         now = Start(start, time.time_ns() // 1_000_000, around.comm.world, threads, str(around.device), config)
         note_start(around.folder, now, around.provenance)
         writer = Checkpointer(
@@ -134,6 +139,15 @@ def _train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
     if around.comm.rank == 0 and step == config.steps:
         keep_results(around.tracker, config, around.folder)
     return {"step": step, "stopped": step < config.steps, "resumed_from": start}
+
+
+def _gap(tracker: Tracker, start: int) -> str:
+    """Which finished steps the record does not have, for people; empty as it should be."""
+    recorded = tracker.history("train/lr").get("train/lr", {})
+    missing = [step for step in range(1, start + 1) if step not in recorded]
+    if not missing or isinstance(tracker, NullTracker):
+        return ""
+    return f"{len(missing):,} steps from {missing[0]:,} to {missing[-1]:,}"
 
 
 def build_state(

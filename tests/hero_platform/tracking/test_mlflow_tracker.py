@@ -17,21 +17,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from hero_platform.tracking.base import RunInfo, default_uri
+from hero_platform.tracking.base import RunInfo
 from hero_platform.tracking.journal import FILE
 from hero_platform.tracking.mlflow_tracker import MlflowTracker
 
 NOTHING = {"git": {"commit": "c0ffee", "branch": "main", "diff": "+x\n", "untracked": ""}, "packages": ["a==1"]}
-
-
-@pytest.fixture
-def uri(tracking_database):
-    return default_uri(str(tracking_database.parent))
-
-
-@pytest.fixture
-def folder(hero_home):
-    return str(hero_home / "runs" / "r")
 
 
 def _tracker(folder: str, uri: str, **options) -> MlflowTracker:

@@ -91,6 +91,13 @@ def test_a_lease_from_elsewhere_runs_out(folder):
     assert not files.exists(files.join(folder, FILE))
 
 
+def test_the_clock_of_another_machine_is_not_believed(folder, caplog):
+    files.write_json(files.join(folder, FILE), asdict(_elsewhere(1e6)))
+    with only_one(folder, timeout_s=0.1, term_s=1.5) as lease:
+        lease.check()
+    assert "is held by process 7 on far" in caplog.text and "waiting up to 2 s for its lease to run out" in caplog.text
+
+
 def test_a_lease_from_elsewhere_that_is_renewed_is_respected(folder, monkeypatch):
     theirs = _elsewhere(20.0)
     files.write_json(files.join(folder, FILE), asdict(theirs))

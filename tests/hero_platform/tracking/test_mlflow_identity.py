@@ -1,0 +1,67 @@
+"""Which run of the server is this one, and what the server did not take."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from mlflow import MlflowClient
+
+from hero_platform.tracking.base import RunInfo
+from hero_platform.tracking.mlflow_tracker import MlflowTracker
+
+
+def recorded(folder: str, uri: str, values: dict[int, float], *, resume_step: int = 0, fingerprint: str = "aa"):
+    """A finished start that recorded these losses."""
+    tracker = MlflowTracker(folder, uri, sample_every_s=0, flush_s=0.02, finish_timeout_s=60)
+    provenance = {"git": {"commit": "c0ffee"}}
+    tags = {"fingerprint": fingerprint}
+    tracker.start(RunInfo("r", {"lr": 0.1}, resume_step=resume_step, provenance=provenance, tags=tags))
+    for step, value in values.items():
+        tracker.log(step, {"train/loss": value})
+    tracker.finish("FINISHED")
+    return tracker
+
+
+def runs_of(uri: str):
+    client = MlflowClient(uri)
+    return client, client.search_runs([client.get_experiment_by_name("hero").experiment_id])
+
+
+def test_another_experiment_of_the_same_name_gets_a_run_of_its_own(folder, uri):
+    for fingerprint, value in (("aa", 1.0), ("bb", 2.0)):
+        recorded(folder, uri, {1: value}, fingerprint=fingerprint)
+        shutil.rmtree(folder)  # or another user's folder, or another machine
+    _, runs = runs_of(uri)
+    assert {run.data.tags["fingerprint"]: run.data.metrics["train/loss"] for run in runs} == {"aa": 1.0, "bb": 2.0}
+
+
+def test_other_values_than_the_server_holds_are_an_alarm(folder, uri, caplog):
+    for value in (1.0, 2.0):
+        recorded(folder, uri, {1: value})
+        shutil.rmtree(folder)
+    _, (run,) = runs_of(uri)
+    assert run.data.metrics["train/loss"] == 1.0
+    assert "step 1" in run.data.tags["hero.replay_alarm"] and "the run on the server is not this one" in caplog.text
+
+
+def test_a_note_that_does_not_fit_the_journal_is_not_believed(folder, uri):
+    recorded(folder, uri, {1: 1.0, 2: 0.9})
+    note = Path(folder) / "tracking.json"
+    held = json.loads(note.read_text())
+    note.write_text(json.dumps({**held, "shipped": held["shipped"] - 7}))
+    assert recorded(folder, uri, {3: 0.8, 4: 0.7}, resume_step=2).unsent == ""
+    client, (run,) = runs_of(uri)
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert sorted((point.step, point.value) for point in history) == [(1, 1.0), (2, 0.9), (3, 0.8), (4, 0.7)]
+
+
+def test_files_that_were_given_up_are_not_forgotten(folder, uri, monkeypatch):
+    def refuse(*given, **named):
+        raise OSError("the bucket is away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "log_text", refuse)
+        assert "the bucket is away" in recorded(folder, uri, {1: 1.0}).unsent
+    assert json.loads((Path(folder) / "tracking.json").read_text())["clean"] is False
