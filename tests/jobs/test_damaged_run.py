@@ -12,7 +12,9 @@ import pytest
 
 from hero_platform.train import snapshot
 from hero_platform.train.records import starts_of, status_of
-from jobs import replay, sync, train
+from jobs import sync, train
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -101,8 +103,3 @@ def test_a_damaged_best_json_is_written_anew(damaged):
     assert train.main(scored) == 0
     assert json.loads(best.read_text())["step"] in (10, 12)
     assert len(snapshot.checkpoints(str(folder / "checkpoints"))) <= 2
-
-
-def test_a_step_behind_the_end_is_not_replayed(damaged, capsys):
-    assert replay.main(["--run", "hurt", "--step", "100000000", "--dry-run"]) == 2
-    assert "run 'hurt' ends at step 8: there is no step 100000000" in capsys.readouterr().err

@@ -100,8 +100,13 @@ def test_mistakes_are_one_line(folder: Path, own: list[str], message: str, capsy
 
 
 def test_a_step_that_was_never_recorded_is_not_equal(folder: Path, capsys):
-    assert replay.main(["--run", "again", "--step", "11"]) == 1
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    cut = next(number for number, line in enumerate(lines) if json.loads(line)["step"] == 9)
+    (folder / "metrics.jsonl").write_text("".join(lines[:cut]))
+    assert replay.main(["--run", "again", "--step", "9"]) == 1
     assert "the journal does not hold this step" in capsys.readouterr().out
+    assert replay.main(["--run", "again", "--step", "10"]) == 2
+    assert "ends at step 9: there is no step 10" in capsys.readouterr().err
 
 
 @pytest.mark.ray

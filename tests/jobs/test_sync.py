@@ -63,6 +63,7 @@ def test_a_run_the_server_never_saw_is_there_as_it_was(trained: Path, tracking_d
     assert (trained / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_evaluation_the_server_never_saw_is_brought_with_its_files(
     short_run, hero_home: Path, tiny_store: str, tracking_database: Path
 ):
