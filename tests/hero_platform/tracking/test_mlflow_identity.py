@@ -6,10 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 from mlflow import MlflowClient
 
 from hero_platform.tracking.base import RunInfo
 from hero_platform.tracking.mlflow_tracker import MlflowTracker
+
+pytestmark = pytest.mark.slow
 
 
 def recorded(folder: str, uri: str, values: dict[int, float], *, resume_step: int = 0, fingerprint: str = "aa"):
