@@ -24,7 +24,6 @@ import psutil
 import pytest
 
 from hero_platform import files
-from hero_platform.train.records import starts_of
 
 ROOT = Path(__file__).resolve().parents[2]
 INJECT = Path(__file__).with_name("inject")
@@ -125,10 +124,6 @@ class Runs:
             if not found or time.monotonic() > give_up:
                 return found
             time.sleep(1)
-
-    def starts(self, name: str) -> int:
-        """How often the run was started, counted when its first rank has it."""
-        return len(starts_of(str(self.home / "runs" / name)))
 
     def step(self, name: str) -> int:
         """The newest step in the run's record."""
