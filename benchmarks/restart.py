@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Self
 
 import psutil
 
@@ -42,6 +43,16 @@ class Run:
         self._command = [sys.executable, "-m", "jobs.train", "pretrain_tv", *settings]
         self._environment = {**os.environ, "HERO_HOME": str(home)}
         self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Ask it to end, so that its Ray workers do too."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait()
 
     def start(self) -> None:
         """Start the command."""
@@ -95,19 +106,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         alone = Run(Path(folder), store, own.size, "alone", "--scale.threads-per-worker", "1")
         pair = Run(Path(folder), store, own.size, "pair", "--scale.num-workers", "2")
         driver, worker, imports = [], [], []
-        alone.start()
-        for _ in range(own.rounds):
-            alone.wait(alone.newest()[0] + 6)
-            alone.kill()
-            driver.append(_seconds_to_new_step(alone, alone.start))
-        alone.kill()
-        pair.start()
-        for _ in range(own.rounds):
-            pair.wait(pair.newest()[0] + 6)
-            worker.append(_seconds_to_new_step(pair, lambda: pair.workers()[-1].kill()))
-        assert pair.process is not None
-        pair.process.send_signal(signal.SIGTERM)
-        pair.process.wait()
+        with alone:
+            for _ in range(own.rounds):
+                alone.wait(alone.newest()[0] + 6)
+                alone.kill()
+                driver.append(_seconds_to_new_step(alone, alone.start))
+        with pair:
+            for _ in range(own.rounds):
+                pair.wait(pair.newest()[0] + 6)
+                worker.append(_seconds_to_new_step(pair, lambda: pair.workers()[-1].kill()))
         for _ in range(own.rounds):
             began = time.perf_counter()
             subprocess.run([sys.executable, "-c", "import torch, ray.train.torch, pyarrow, matplotlib"], check=True)

@@ -97,7 +97,7 @@ def test_a_second_driver_is_refused_and_one_that_lost_its_run_stops(runs):
     assert first.wait() == 1
     assert "is now held by process 7 on far, since" in said_last(runs, "held")
     assert json.loads(lease.read_text())["token"] == "x"
-    assert not (lease.parent / "status.json").exists(), "how the run stands is the other one's affair"
+    assert files.read_json(lease.parent / "status.json") == {"status": "RUNNING"}, "its end is the other one's affair"
     committed = max(snapshot.checkpoints(str(runs.home / "runs" / "held" / "checkpoints")), default=0)
     result = runs.train("held", *SHORT, "--steps", str(committed + 3))  # waits until theirs has run out
     assert result["resumed_from"] == committed and result["status"] == "finished"

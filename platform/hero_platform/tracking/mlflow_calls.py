@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,22 @@ def connect(uri: str) -> Any:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a warning a retry; we log the first failure
     return MlflowClient(tracking_uri=uri)
+
+
+class Paced:
+    """A client that waits for its turn before each call."""
+
+    def __init__(self, client: Any, turn: Callable[[], None]) -> None:
+        self._client, self._turn = client, turn
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            self._turn()
+            return method(*arguments, **named)
+
+        return call
 
 
 def experiment(client: Any, uri: str, name: str) -> str:

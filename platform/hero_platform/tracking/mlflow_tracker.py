@@ -20,7 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,8 @@ class MlflowTracker(JournalTracker):
         uri: MLflow tracking address, `sqlite:///...` or a server (`base.default_uri`). Artifacts go where a server
             says, or to `mlartifacts/` beside the sqlite file.
         sample_every_s: seconds between samples of the machine's load; 0 takes none.
-        flush_s: seconds between looks at the journal, and the least between two calls that send metrics.
+        flush_s: seconds between looks at the journal, and the least between two calls. Only the end of a run does not
+            wait for its turn, except with metrics.
         finish_timeout_s: the longest `finish` waits for MLflow.
     """
 
@@ -92,7 +93,7 @@ class MlflowTracker(JournalTracker):
     def start(self, run: RunInfo) -> None:
         """Open the journal; the MLflow run is opened in the background."""
         super().start(run)
-        self._shipper = _Shipper(self._uri, run, self.journal, self._flush_s)
+        self._shipper = _Shipper(self._uri, run, self.journal, self._flush_s, self.folder)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append to the journal; an alarm is also a tag of the run."""
@@ -162,7 +163,7 @@ class _Job:
 class _Shipper:
     """The thread between the journal and the server. Every method but `finish` runs on it."""
 
-    def __init__(self, uri: str, run: RunInfo, journal: Journal, flush_s: float) -> None:
+    def __init__(self, uri: str, run: RunInfo, journal: Journal, flush_s: float, folder: str) -> None:
         self.run_id: str | None = None
         self.metrics_sent = 0
         self.unsent = "the server has not answered yet"
@@ -171,8 +172,10 @@ class _Shipper:
         self._public_uri = without_credentials(uri)
         self._path, self._began_ms, self._intact_end = journal.path, journal.began_ms, journal.recovered_end
         self._note_path = Path(journal.path).with_name(FILE)
+        # of a remote run the note beside the journal goes with this host: which run it was stays in its folder
+        self._kept_note = files.join(folder, FILE) if files.is_remote(folder) else ""
         self._flush_s = flush_s
-        self._next_call = 0.0  # monotonic clock: metrics may be sent again from then on
+        self._next_call = 0.0  # monotonic clock: the server may be called again from then on
         self._client: Any = None
         self._note: Note | None = None
         self._held: dict[tuple[str, int], float] = {}  # on the server, perhaps not in the journal
@@ -244,6 +247,12 @@ class _Shipper:
             self._work_on(self.jobs[0])
             self.jobs.popleft()
 
+    def _turn(self) -> None:
+        """Wait until the server may be called again."""
+        while (left_s := self._next_call - time.monotonic()) > 0 and not (self._status or self._abandoned.is_set()):
+            self._wake.wait(left_s)
+        self._next_call = time.monotonic() + self._flush_s
+
     def _metrics_of(self, record: Record) -> list[Any]:
         every = calls.metrics(record.metrics, record.step, record.t_ms)
         self._compare(record)
@@ -270,7 +279,6 @@ class _Shipper:
         assert self._note is not None
         for chunk in calls.chunks(metrics, calls.METRICS_A_CALL):
             self._abandoned.wait(max(self._next_call - time.monotonic(), 0))
-            self._next_call = time.monotonic() + self._flush_s
             self._client.log_batch(self._note.run_id, metrics=chunk, synchronous=True)
             self.metrics_sent += len(chunk)
             if self._abandoned.is_set():
@@ -303,8 +311,8 @@ class _Shipper:
 
     def _open(self) -> Note:
         """Find or create the run, describe it, and find out where to go on."""
-        self._client = calls.connect(self._uri)
-        note = Note.load(self._note_path, self._public_uri)
+        self._client = calls.Paced(calls.connect(self._uri), self._turn)
+        note = Note.load(self._note_path, self._public_uri) or Note.of_another_host(self._kept_note, self._public_uri)
         found = calls.active_run(self._client, note.run_id) if note else None
         if found is None:
             note = None
@@ -328,6 +336,8 @@ class _Shipper:
             self._client.update_run(run_id, status="RUNNING")
         note.clean = False
         note.save(self._note_path)
+        if self._kept_note:
+            files.write_json(self._kept_note, vars(replace(note, shipped=0)))
         self._describe(note.run_id, held)
         return note
 

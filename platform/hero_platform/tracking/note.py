@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from hero_platform import files
 
 FILE = "tracking.json"
 
@@ -24,6 +26,15 @@ class Note:
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.__dict__), encoding="utf-8")
         os.replace(temporary, path)
+
+    @staticmethod
+    def of_another_host(path: str, uri: str) -> Note | None:
+        """Which run of this server belongs to a remote folder, without how far it has come; None as `load`."""
+        try:
+            note = Note(**files.read_json(path)) if path else None
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+        return None if note is None or note.uri != uri else replace(note, shipped=0, clean=False)
 
     @staticmethod
     def load(path: Path, uri: str) -> Note | None:

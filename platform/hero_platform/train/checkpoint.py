@@ -211,6 +211,9 @@ class Checkpointer:
             raise CheckpointError(text, final=True) from error
         finally:
             self._copied.set()
+        if bad := next(filter(None, (buffer.not_finite() for buffer in buffers.values())), ""):
+            text = f"there is no checkpoint of step {step}: its update left values in {bad} that are not finite"
+            raise CheckpointError(f"{text}; {self._held()}", final=True)
         target = files.join(self._root, f"step_{step:08d}")
         for attempt in range(1, ATTEMPTS + 1):
             try:

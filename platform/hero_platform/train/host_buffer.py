@@ -84,6 +84,11 @@ class HostBuffer:
         if self._stream is not None:
             self._stream.synchronize()
 
+    def not_finite(self) -> str:
+        """Name of a tensor in the copy that holds an infinite value or none at all; empty as it should be."""
+        floating = (name for name, view in self._views.items() if view.is_floating_point())
+        return next((name for name in floating if not torch.isfinite(self._views[name]).all()), "")
+
     def write(self, stream: BinaryIO) -> tuple[int, str]:
         """Write the safetensors file; returns its size in bytes and its hex SHA-256."""
         digest = hashlib.sha256(self._header)

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 TERM_S = 30.0
 _SETTLE_S = 1.0  # on storage without locks: how long a rival may take between looking and writing
-_SAME_START_S = 5.0  # processes of one number that began closer together are one process
+_SAME_START_S = 1.0  # processes of one number that began closer together are one process
 
 
 class LeaseLost(RuntimeError):
@@ -41,7 +41,7 @@ class Holder:
     host: str
     machine: str  # host, boot and process namespace: where process numbers mean the same
     pid: int
-    began: float  # wall clock of the process's start, seconds since 1970
+    began: float  # the process's start, seconds since this machine's (see `_began`)
     token: str  # of this lease
     since: float  # wall clock, seconds since 1970
     expires: float
@@ -239,7 +239,13 @@ def _machine() -> str:
 
 
 def _began(pid: int) -> float | None:
-    """Wall clock of a process's start; None when there is no such process, or only what is left of it."""
+    """When a process started, by a clock that nobody sets; None when there is no such process, or only its remains.
+
+    Linux counts from the start of the machine; elsewhere it is seconds since 1970.
+    """
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        state, *numbers = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+        return None if state in "ZX" else int(numbers[18]) / os.sysconf("SC_CLK_TCK")
     import psutil
 
     try:

@@ -11,6 +11,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch.distributed as dist
 from hero_platform import config_io, files
 from hero_platform.config import RunConfig
 from hero_platform.feed.loader import Feed, Prefetcher, open_stores
+from hero_platform.heartbeat import watched
 from hero_platform.scratch import scratch
 from hero_platform.tracking.base import same
 from hero_platform.tracking.journal import FILE, read
@@ -35,6 +37,7 @@ from hero_platform.train.worker import build_state
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-3  # relative, where workers, threads or device are not those of the record
+_LOOK_S = 0.1  # at the ranks
 _COMPARED = ("train/", "stream/")
 
 
@@ -208,7 +211,10 @@ def _on_ranks(made: Plan, config: RunConfig) -> dict[str, float]:
             for rank in range(made.world)
         ]
         try:
-            codes = [process.wait() for process in ranks]
+            codes: list[int | None] = [None]
+            while None in codes and not any(codes):  # the others would wait long for one that failed
+                time.sleep(_LOOK_S)
+                codes = [process.poll() for process in ranks]
             for rank, code in enumerate(codes):
                 if code:
                     said[rank].seek(0)
@@ -232,7 +238,8 @@ def _one_rank(place: str, rank: int) -> None:
     made = Plan(**files.read_json(files.join(place, "plan.json")))
     config = config_io.from_json(Path(place, "config.json").read_text("utf-8"))
     dist.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=made.world)
-    values = run_rank(made, config, Comm(rank, made.world))
+    with watched(config.scale.hang_timeout_s, str(Path(place, f"hung-rank{rank}.txt")), who=f"rank {rank}"):
+        values = run_rank(made, config, Comm(rank, made.world))
     if rank == 0:
         files.write_json(files.join(place, "values.json"), values)
     dist.destroy_process_group()

@@ -24,7 +24,7 @@ from hero_platform.infer.headline import Headline
 from hero_platform.store.reader import FeatureStore
 from hero_platform.tracking.base import NullTracker, Tracker
 from hero_platform.train import determinism, optim, snapshot
-from hero_platform.train.checkpoint import Checkpointer
+from hero_platform.train.checkpoint import Checkpointer, CheckpointError
 from hero_platform.train.comm import Comm
 from hero_platform.train.evaluate import Validator
 from hero_platform.train.failure import NonFiniteError
@@ -134,7 +134,7 @@ def _train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
     batches = Prefetcher(feed, start=start, stop=config.steps, depth=config.scale.prefetch)
     stepper = Stepper(module, config, around.comm, around.device)
     state = _State(config, around, module, optimizer, writer, stores, here, feed, headline)
-    with contextlib.closing(batches), contextlib.closing(state):
+    with contextlib.closing(batches), state:
         step = run_steps(stepper, optimizer, batches, config, around.comm, state.hooks(), start)
     if around.comm.rank == 0 and step == config.steps:
         keep_results(around.tracker, config, around.folder)
@@ -233,10 +233,19 @@ class _State:
         for line in self._validator.missing if self._validator and around.comm.rank == 0 else ():
             logger.warning("no validation for %s", line)
 
-    def close(self) -> None:
-        """Wait for the checkpoint under way."""
-        if self._checkpoints is not None:
+    def __enter__(self) -> _State:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        """Wait for the checkpoint under way; why training ended is told first when that fails as well."""
+        if self._checkpoints is None:
+            return
+        try:
             self._checkpoints.close()
+        except CheckpointError as unwritten:
+            if error is None:
+                raise
+            logger.error("%s", unwritten)
 
     def hooks(self) -> Hooks:
         return Hooks(

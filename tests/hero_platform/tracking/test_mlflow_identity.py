@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from hero_platform import files
 from hero_platform.tracking.base import RunInfo
 from hero_platform.tracking.mlflow_tracker import MlflowTracker
 
@@ -68,3 +71,35 @@ def test_files_that_were_given_up_are_not_forgotten(folder, uri, monkeypatch):
         broken.setattr(MlflowClient, "log_text", refuse)
         assert "the bucket is away" in recorded(folder, uri, {1: 1.0}).unsent
     assert json.loads((Path(folder) / "tracking.json").read_text())["clean"] is False
+
+
+def test_a_remote_run_is_known_again_on_another_host_after_an_upgrade(folder, uri):
+    remote = f"memory://{Path(folder).parent.name}/r"
+    recorded(remote, uri, {1: 1.0})
+    recorded(remote, uri, {2: 0.9}, resume_step=1, fingerprint="other, since a field of the config is new")
+    client, (run,) = runs_of(uri)
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2]
+    files.remove_tree(remote)
+
+
+def test_a_run_under_way_calls_the_server_only_in_its_turn(folder, uri, monkeypatch):
+    pause_s, called = 0.25, []
+
+    def noting(real):
+        def noted(*given, **named):
+            called.append(time.monotonic())
+            return real(*given, **named)
+
+        return noted
+
+    for name in ("search_runs", "create_run", "log_batch", "log_text", "set_tag", "get_metric_history", "update_run"):
+        monkeypatch.setattr(MlflowClient, name, noting(getattr(MlflowClient, name)))
+    tracker = MlflowTracker(folder, uri, sample_every_s=0, flush_s=pause_s, finish_timeout_s=60)
+    config = {f"setting{i}": i for i in range(250)}
+    tracker.start(RunInfo("r", config, resume_step=0, provenance={"git": {"commit": "c0ffee"}, "packages": ["a==1"]}))
+    tracker.log(1, {"train/loss": 1.0})
+    while not tracker.metrics_sent or len(called) < 8:
+        time.sleep(0.01)
+    gaps = [after - before for before, after in itertools.pairwise(called)]
+    tracker.finish("FINISHED")
+    assert min(gaps) > 0.95 * pause_s and tracker.unsent == ""

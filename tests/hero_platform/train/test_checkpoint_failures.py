@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from hero_model.config import debug
+from hero_model.tasks import Mlm
 from hero_platform import files
+from hero_platform.config import CheckpointConfig, Entry, EvaluationConfig, RunConfig, ScaleConfig, StoreRef
 from hero_platform.train import checkpoint
 from hero_platform.train.checkpoint import Checkpointer, CheckpointError
 from hero_platform.train.lease import LeaseLost
+from hero_platform.train.resolve import resolve
 from hero_platform.train.snapshot import checkpoints, choose, latest, load
+from hero_platform.train.worker import Surroundings, train
 
 
 @pytest.fixture(autouse=True)
@@ -174,3 +181,42 @@ def test_the_only_good_one_stays_when_the_new_one_is_damaged(tmp_path, caplog):
     _save(writer, 2)
     writer.close()
     assert list(checkpoints(root)) == [2] and latest(root).step == 2
+
+
+def test_weights_that_an_update_ruined_are_not_saved(root):
+    writer = Checkpointer(root, max_failed=3)
+    _save(writer, 1)
+    writer.save(2, {"w": torch.tensor([1.0] * 8 + [float("inf")])}, {"m.w": torch.zeros(9)}, {})
+    with pytest.raises(
+        CheckpointError, match=r"of step 2: its update left values in w that .*; the newest one is of step 1"
+    ):
+        writer.close()
+    assert list(checkpoints(root)) == [1]
+
+
+def test_why_training_ended_is_told_before_what_failed_with_it(tiny_store, tmp_path, caplog):
+    begun = RunConfig(
+        recipe="tiny",
+        mixture=(Entry(Mlm(), "synthetic"),),
+        stores=(StoreRef("synthetic", tiny_store),),
+        model=debug(),
+        batch=4,
+        pool=4,
+        nce_pool=2,
+        steps=9,
+        evaluation=EvaluationConfig(every=0),
+        scale=ScaleConfig(threads_per_worker=1, deterministic=False),  # torch's own, which other tests expect
+        checkpoint=CheckpointConfig(every=2),
+    )
+
+    def progress(step: int, metrics: object) -> None:
+        if step == 3:
+            raise RuntimeError("the reader broke")
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    storage = SimpleNamespace(check=lambda: None, check_known=lambda: None, confirm=full)
+    with pytest.raises(RuntimeError, match="the reader broke"):
+        train(resolve(begun), Surroundings(str(tmp_path / "run"), lease=storage, progress=progress))
+    assert "step_00000002 failed: no space is left" in caplog.text

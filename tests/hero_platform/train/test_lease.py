@@ -183,3 +183,9 @@ def test_what_is_no_lease_is_replaced(tmp_path, caplog):
     with only_one(str(tmp_path), timeout_s=0) as lease:
         lease.confirm()
     assert "is no lease" in caplog.text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
+def test_a_holder_is_known_by_a_clock_that_nobody_sets(tmp_path, holder):
+    held = json.loads((tmp_path / FILE).read_text())
+    assert 0 <= time.clock_gettime(time.CLOCK_BOOTTIME) - held["began"] < 600
