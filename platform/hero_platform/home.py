@@ -47,6 +47,16 @@ def run_dir(name: str) -> str:
     return files.join(root(), "runs", name)
 
 
+def sweep_dir(name: str) -> str:
+    """Folder of a sweep.
+
+    Raises:
+        ValueError: the name could not be a folder's name.
+    """
+    check_name("sweep", name)
+    return files.join(root(), "sweeps", name)
+
+
 def checkpoints_dir(name: str) -> str:
     """Folder of a run's checkpoints."""
     return files.join(run_dir(name), "checkpoints")

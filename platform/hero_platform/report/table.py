@@ -28,10 +28,14 @@ class Line:
 def markdown(lines: Sequence[Line], columns: Sequence[str] = COLUMNS) -> str:
     """A Markdown table, one row a system: `12.4 (10.9-14.0)`."""
     table = [["", *(title(name) for name in columns)]]
-    table += [[line.label, *(_cell(line, name) for name in columns)] for line in lines]
-    widths = [max(len(row[column]) for row in table) for column in range(len(columns) + 1)]
+    return aligned(table + [[line.label, *(_cell(line, name) for name in columns)] for line in lines])
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of cells, the first row its head."""
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     rows = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in table
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
     ]
     rows.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(rows)

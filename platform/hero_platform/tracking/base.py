@@ -31,6 +31,7 @@ class RunInfo:
         default_factory=dict
     )  # `system.provenance()` of the driver; empty: taken here
     guard: Callable[[], None] = lambda: None  # called before anything is recorded; raises when another has the run
+    sweep: str = ""  # name of the sweep that it is a trial of
     ended_ms: int | None = None  # wall clock of the run's end where that is over already; None: when it is finished
 
 

@@ -13,6 +13,10 @@ from typing import Any
 from hero_platform import files
 from hero_platform.tracking.base import flatten
 
+RUN_TAG = "hero.run_name"
+KIND_TAG, SWEEP = "hero.kind", "sweep"  # of a sweep's own run
+SWEEP_TAG = "hero.sweep"  # of its trials
+PARENT_TAG = "mlflow.parentRunId"
 METRICS_A_CALL = 1000
 PARAMS_A_CALL = TAGS_A_CALL = 100
 PARAM_CHARACTERS = 500
@@ -73,6 +77,27 @@ def active_run(client: Any, run_id: str) -> Any:
             return None
         raise
     return run if run.info.lifecycle_stage == "active" else None
+
+
+def run_of_sweep(client: Any, experiment_id: str, name: str) -> Any:
+    """The run of a sweep itself, or None."""
+    return first_run(client, experiment_id, {RUN_TAG: name, KIND_TAG: SWEEP})
+
+
+def annotate(
+    client: Any, parent_id: str, sweep: str, name: str, params: Mapping[str, str], tags: Mapping[str, str]
+) -> None:
+    """Add to a trial of a sweep, and put it under the sweep's run.
+
+    Raises:
+        LookupError: the server does not have it yet.
+    """
+    experiment_id = client.get_run(parent_id).info.experiment_id
+    found = first_run(client, experiment_id, {RUN_TAG: name, SWEEP_TAG: sweep})
+    if found is None:
+        raise LookupError(f"there is no run {name} of sweep {sweep}")
+    log_params(client, found.info.run_id, params, found.data.params)
+    set_tags(client, found.info.run_id, {PARENT_TAG: parent_id, **tags})
 
 
 def first_run(client: Any, experiment_id: str, tags: Mapping[str, str]) -> Any:

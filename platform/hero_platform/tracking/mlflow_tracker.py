@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RUN_TAG = "hero.run_name"
 FINGERPRINT_TAG = "fingerprint"
 ALARM_TAG = "hero.replay_alarm"
 _ATTEMPTS = 3  # at an artifact that fails while metrics go through
@@ -93,6 +92,7 @@ class MlflowTracker(JournalTracker):
     def start(self, run: RunInfo) -> None:
         """Open the journal; the MLflow run is opened in the background."""
         super().start(run)
+        self._info = run
         self._shipper = _Shipper(self._uri, run, self.journal, self._flush_s, self.folder)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -130,6 +130,11 @@ class MlflowTracker(JournalTracker):
             log(run_id, source, folder or None)
 
         self._add(_Job(source, send))
+
+    def annotate(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """Add params and tags to a trial of this sweep."""
+        run, named = self._info, calls.as_params(params)
+        self._add(_Job(f"tags of {name}", lambda client, own: calls.annotate(client, own, run.name, name, named, tags)))
 
     def finish(self, status: Status) -> None:
         """Send the rest and the status; what does not arrive in time stays in the journal for the next start."""
@@ -320,7 +325,10 @@ class _Shipper:
             found = calls.first_run(self._client, experiment_id, self._identity())
         if found is None:
             created = self._client.create_run(
-                experiment_id, start_time=self._began_ms, run_name=self._run.name, tags=self._identity()
+                experiment_id,
+                start_time=self._began_ms,
+                run_name=self._run.name,
+                tags=self._identity() | self._place(experiment_id),
             )
             note = Note(self._public_uri, created.info.run_id, 0, True)
             held: dict[str, str] = {}
@@ -344,7 +352,14 @@ class _Shipper:
     def _identity(self) -> dict[str, str]:
         """What makes a run of the server this one: its name, and the settings that decide its results."""
         fingerprint = {name: value for name, value in self._run.tags.items() if name == FINGERPRINT_TAG}
-        return {RUN_TAG: self._run.name, **fingerprint}
+        return {calls.RUN_TAG: self._run.name, **fingerprint}
+
+    def _place(self, experiment_id: str) -> dict[str, str]:
+        """Tags that put the trial of a sweep under the sweep's run, if that is there already."""
+        if not self._run.sweep:
+            return {}
+        parent = calls.run_of_sweep(self._client, experiment_id, self._run.sweep)
+        return {calls.SWEEP_TAG: self._run.sweep} | ({calls.PARENT_TAG: parent.info.run_id} if parent else {})
 
     def _on_server(self, run_id: str, names: Iterable[str]) -> dict[tuple[str, int], float]:
         """What the server holds of the steps that may be sent again."""
@@ -359,7 +374,7 @@ class _Shipper:
         run = self._run
         origin = dict(run.provenance) or provenance()
         commit = origin.get("git", {}).get("commit", "")
-        own = {RUN_TAG: run.name, "mlflow.user": getpass.getuser(), "mlflow.source.name": "hero_platform"}
+        own = {calls.RUN_TAG: run.name, "mlflow.user": getpass.getuser(), "mlflow.source.name": "hero_platform"}
         if commit:
             own |= {"mlflow.source.git.commit": commit}
         calls.set_tags(self._client, run_id, own | {key: value[:5000] for key, value in run.tags.items()})

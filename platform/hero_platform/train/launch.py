@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from hero_platform.train import snapshot
 from hero_platform.train.failure import TrainingFailed, last_line
 from hero_platform.train.lease import LeaseLost, only_one
 from hero_platform.train.loop import Signal
-from hero_platform.train.on_ray import run_on_ray
+from hero_platform.train.on_ray import Judge, run_on_ray
 from hero_platform.train.records import close, is_settled, keep_results, make_tracker, run_info, starts_of
 from hero_platform.train.resolve import check_same_run
 from hero_platform.train.worker import Surroundings, train
@@ -54,10 +54,16 @@ class RunResult:
         return asdict(self)
 
 
-def launch(config: RunConfig) -> RunResult:
+def launch(config: RunConfig, *, judge: Judge | None = None, stop: threading.Event | None = None) -> RunResult:
     """Train a run to `config.steps`; if the name exists, go on from its newest valid checkpoint.
 
     Ctrl-C and SIGTERM commit after the step under way; a second one gives up at once.
+
+    Args:
+        config: the resolved run.
+        judge: told what each validation found (step, metrics); whether the run is to end there. With Ray workers it is
+            told a little later, and again after a restart.
+        stop: set by others to have the run commit and end.
 
     Raises:
         ValueError: the name holds another experiment, or the machine cannot hold the workers asked for.
@@ -68,21 +74,21 @@ def launch(config: RunConfig) -> RunResult:
     if config.scale.gpus_per_worker > 0 and config.scale.num_workers == 0 and not torch.cuda.is_available():
         raise ValueError(f"scale.gpus_per_worker is {config.scale.gpus_per_worker:g}, but this process sees no GPU")
     # A dead driver of this machine is known at once, so a held lease is a live one: no need to wait as rank 0 does.
-    with only_one(folder, role="driver", timeout_s=2.0), _stop_flag() as stop:
+    with only_one(folder, role="driver", timeout_s=2.0), stop_flag(stop or threading.Event()) as asked:
         if not check_same_run(config, folder):
             files.makedirs(folder)
             files.write_json(files.join(folder, "config.json"), config_io.to_dict(config))
         start = newest_step(folder, config.steps)
         if start >= config.steps:
             if not is_settled(config, folder):  # it was killed between its last checkpoint and its end
-                _settle(config, folder, "FINISHED")
+                settle(config, "FINISHED")
             return _result(config, folder, start)
         begun = len(starts_of(folder))
         try:
             if config.scale.num_workers == 0:
-                _here(config, folder, start, stop)
+                _here(config, folder, start, asked, judge)
             else:
-                _on_workers(config, folder, start, stop)
+                _on_workers(config, folder, start, asked, judge)
         except USER_MISTAKES:
             raise
         except Exception as error:
@@ -119,8 +125,13 @@ def _result(config: RunConfig, folder: str, start: int) -> RunResult:
     return RunResult(config.name, status, step, start, folder, snapshot.weights_digest(newest))
 
 
-def _here(config: RunConfig, folder: str, start: int, stop: threading.Event) -> None:
+def _here(config: RunConfig, folder: str, start: int, stop: threading.Event, judge: Judge | None) -> None:
     """N = 0: this process, no Ray."""
+
+    def validated(step: int, metrics: Mapping[str, float]) -> None:
+        if judge is not None and judge(step, metrics):
+            stop.set()
+
     tracker = make_tracker(config, folder)
     status: Status | None = "FAILED"
     with only_one(folder) as lease:
@@ -135,6 +146,7 @@ def _here(config: RunConfig, folder: str, start: int, stop: threading.Event) -> 
                         tracker=tracker,
                         provenance=provenance(),
                         progress=progress.update,
+                        validated=validated,
                         signal=lambda: Signal.STOP if stop.is_set() else Signal.GO_ON,
                     ),
                 )
@@ -151,21 +163,22 @@ def _here(config: RunConfig, folder: str, start: int, stop: threading.Event) -> 
             close(tracker, status)
 
 
-def _on_workers(config: RunConfig, folder: str, start: int, stop: threading.Event) -> None:
+def _on_workers(config: RunConfig, folder: str, start: int, stop: threading.Event, judge: Judge | None) -> None:
     """N >= 1: rank 0 closes the run in its tracker; when it could not, the driver does it in its place."""
     status: Status = "FAILED"
     try:
-        run_on_ray(config, folder, start, provenance(), stop)
+        run_on_ray(config, folder, start, provenance(), stop, judge)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             status = "KILLED"
         if not isinstance(error, USER_MISTAKES):  # those come before there are workers
-            _settle(config, folder, status)
+            settle(config, status)
         raise
 
 
-def _settle(config: RunConfig, folder: str, status: Status) -> None:
+def settle(config: RunConfig, status: Status) -> None:
     """Send what a dead rank 0 had recorded and not sent, and close the run."""
+    folder = home.run_dir(config.name)
     with only_one(folder):
         tracker = make_tracker(config, folder)
         step = newest_step(folder, config.steps)
@@ -176,9 +189,8 @@ def _settle(config: RunConfig, folder: str, status: Status) -> None:
 
 
 @contextlib.contextmanager
-def _stop_flag() -> Iterator[threading.Event]:
+def stop_flag(flag: threading.Event) -> Iterator[threading.Event]:
     """Turn the first Ctrl-C or SIGTERM into a flag; a second one interrupts at once."""
-    flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return

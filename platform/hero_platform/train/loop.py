@@ -92,17 +92,20 @@ def run_steps(
         step += 1
         _count(rates, batch)
         pending.append((record, _fingerprint(batch), rate))
-        signal = hooks.signal()
+        validates = config.evaluation.every and (step % config.evaluation.every == 0 or step == config.steps)
+        if validates or len(pending) >= config.tracking.log_every:
+            _flush(pending, rates, config, comm, hooks)
+        beat(f"step {step}")
+        if validates:
+            hooks.validate(step)
+            rates.began = time.perf_counter()
+        signal = hooks.signal()  # after a validation: what it found may be why to stop
         ends = signal is Signal.STOP or step == config.steps
         due = config.checkpoint.every > 0 and step % config.checkpoint.every == 0
         commits = ends or due or signal is Signal.COMMIT
-        if commits or len(pending) >= config.tracking.log_every:
+        if commits and pending:
             _flush(pending, rates, config, comm, hooks)
-        beat(f"step {step}")
         hooks.progress(step)
-        if config.evaluation.every and (step % config.evaluation.every == 0 or step == config.steps):
-            hooks.validate(step)
-            rates.began = time.perf_counter()
         if commits:
             hooks.checkpoint(step)
         if ends:

@@ -26,6 +26,8 @@ from hero_platform.ray_cluster import cluster
 from hero_platform.scratch import scratch
 from hero_platform.telemetry import Progress
 from hero_platform.tracking.base import NullTracker, Status, Tracker
+from hero_platform.tracking.journal import FILE as JOURNAL_FILE
+from hero_platform.tracking.journal import read
 from hero_platform.tracking.system import reported
 from hero_platform.train.comm import Comm
 from hero_platform.train.failure import (
@@ -41,6 +43,7 @@ from hero_platform.train.loop import Signal
 from hero_platform.train.records import close, make_tracker
 from hero_platform.train.worker import Surroundings, train
 
+Judge = Callable[[int, Mapping[str, float]], bool]  # (step, what its validation found): whether to end there
 PROGRESS_FILE = "progress.json"  # rank 0 writes it, the driver shows it
 MESSAGES_FILE = "workers.log"  # warnings of the workers and of their restarts, which the driver shows
 STOP_FILE = "stop"  # the driver writes it, rank 0 looks for it
@@ -55,9 +58,16 @@ logger = logging.getLogger(__name__)
 
 
 def run_on_ray(
-    config: RunConfig, folder: str, start: int, provenance: Mapping[str, Any], stop: threading.Event
+    config: RunConfig,
+    folder: str,
+    start: int,
+    provenance: Mapping[str, Any],
+    stop: threading.Event,
+    judge: Judge | None = None,
 ) -> None:
     """Train with `config.scale.num_workers` Ray Train workers until they are done or have followed `stop`.
+
+    `judge` is told what validations found, from the record, and may end the run.
 
     Raises:
         ValueError: the cluster cannot hold the workers.
@@ -85,7 +95,7 @@ def run_on_ray(
         thread = threading.Thread(target=fit, name="ray-train", daemon=True)
         thread.start()
         try:
-            _watch(config, folder, start, thread, stop)
+            _watch(config, folder, start, thread, stop, judge)
         finally:
             files.remove(files.join(folder, STOP_FILE))
     if (error := outcome[0]) is not None:
@@ -129,7 +139,7 @@ def _trainer(config: RunConfig, folder: str, storage: str, provenance: Mapping[s
             storage_path=storage,
             failure_config=FailureConfig(max_failures=scale.max_failures),
             callbacks=[Restarts()],
-            worker_runtime_env={"env_vars": _worker_environment()},
+            worker_runtime_env={"env_vars": worker_environment()},
         ),
     )
 
@@ -261,6 +271,29 @@ def _messages(folder: str, rank: int) -> Iterator[None]:
         handler.close()
 
 
+class _Validations:
+    """Follows the record for what validations found; that of a remote run comes with its checkpoints."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder, self._end, self._size = folder, 0, -1
+
+    def new(self) -> Iterator[tuple[int, dict[str, float]]]:
+        """Steps and metrics that were not given before."""
+        path = files.join(self._folder, JOURNAL_FILE)
+        if not files.exists(path) or (size := files.size_of(path)) == self._size:
+            return
+        self._size = size
+        with scratch("hero-validations-") as place:
+            if files.is_remote(path):
+                remote, path = path, files.join(place, JOURNAL_FILE)
+                files.copy_file(remote, path)
+            for record in read(path, self._end):
+                self._end = record.end
+                found = {name: value for name, value in record.metrics.items() if name.startswith("val/")}
+                if found:
+                    yield record.step, found
+
+
 def _note(folder: str, text: str) -> None:
     if not files.is_remote(folder):
         with open(files.join(folder, MESSAGES_FILE), "a", encoding="utf-8") as stream:
@@ -280,7 +313,7 @@ def _cause_of(failures: Mapping[int, Exception]) -> str:
     return "; ".join(f"worker {rank}: {line}" for rank, line in (own or lines).items())
 
 
-def _worker_environment() -> dict[str, str]:
+def worker_environment() -> dict[str, str]:
     """Variables a worker needs and Ray does not forward. No secrets: those come from the node's own environment."""
     forwarded = {name: os.environ[name] for name in ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL") if name in os.environ}
     forwarded = {name: value for name, value in forwarded.items() if "@" not in value}  # user:password@host
@@ -288,8 +321,11 @@ def _worker_environment() -> dict[str, str]:
     return {"HERO_HOME": home.root(), "RAY_CHDIR_TO_TRIAL_DIR": "0", "TMPDIR": tempfile.gettempdir(), **forwarded}
 
 
-def _watch(config: RunConfig, folder: str, start: int, thread: threading.Thread, stop: threading.Event) -> None:
+def _watch(
+    config: RunConfig, folder: str, start: int, thread: threading.Thread, stop: threading.Event, judge: Judge | None
+) -> None:
     """Until the workers are done: show their progress and what they say, and pass on a request to stop."""
+    validations = _Validations(folder) if judge is not None else None
     remote = files.is_remote(folder)
     messages = files.join(folder, MESSAGES_FILE)
     said = 0 if remote or not files.exists(messages) else files.size_of(messages)
@@ -298,6 +334,10 @@ def _watch(config: RunConfig, folder: str, start: int, thread: threading.Thread,
         while True:
             thread.join(REMOTE_LOOK_EVERY_S if remote else LOOK_EVERY_S)
             over = not thread.is_alive()
+            if validations is not None and judge is not None:
+                for step, found in validations.new():
+                    if judge(step, found):
+                        stop.set()
             if stop.is_set() and not asked and not over:
                 asked = True
                 files.write_bytes(files.join(folder, STOP_FILE), b"")

@@ -184,6 +184,7 @@ def run_info(config: RunConfig, *, resume_step: int, same_split: bool, provenanc
         experiment=config.tracking.experiment,
         resume_step=resume_step,
         replay_tolerance=0.0 if same_split else math.inf,
+        sweep=config.tracking.sweep,
         tags={"recipe": config.recipe, "fingerprint": config_io.fingerprint(config), **digests, **annotations},
         provenance=provenance,
     )

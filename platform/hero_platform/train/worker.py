@@ -53,6 +53,7 @@ class Surroundings:
     tracker: Tracker = field(default_factory=NullTracker)  # only rank 0 has a real one; it is started here
     provenance: Mapping[str, Any] = field(default_factory=dict)  # of the driver
     progress: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
+    validated: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None  # called by rank 0
     signal: Callable[[], Signal] = lambda: Signal.GO_ON
 
 
@@ -293,6 +294,7 @@ class _State:
             self._score = None if score is None else (step, score)
         if self._around.comm.rank == 0 and metrics:
             self._around.tracker.log(step, metrics)
+            self._around.validated(step, metrics)
 
     def _before_update(self, step: int) -> None:
         """The checkpoint of `step` is copied while the next gradients are computed: here at the latest it has to be."""

@@ -1,0 +1,144 @@
+"""Ready search spaces: functions of a recipe, since its own settings say around what to search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+
+from hero_model.tasks.alignment import Alignment
+from hero_platform.config import Entry, RunConfig
+from hero_platform.train.resolve import with_batch
+from hero_platform.tune.space import Choice, Derived, Float, Int, Searched, Space, Variant, Variants
+
+SEEDS = 3  # of each cell of the ablation
+
+
+def lr_and_warmup(config: RunConfig) -> Space:
+    """Peak learning rate over two decades around the recipe's, warm-up as a share of the schedule."""
+    rate = config.optim.lr
+    return Space(
+        "lr_and_warmup",
+        {"optim.lr": Float(rate / 10, rate * 10, log=True), "warmup_share": Derived(Float(0.0, 0.3), _with_warmup)},
+    )
+
+
+def mixture(config: RunConfig) -> Space:
+    """How often each entry of the mixture is drawn, relative to the others."""
+    return Space(
+        "mixture",
+        {
+            f"mixture.{i}.weight": Float(0.25, 8.0, log=True)
+            for i in range(len(config.mixture) if len(config.mixture) > 1 else 0)
+        },
+    )
+
+
+def loss_weights(config: RunConfig) -> Space:
+    """Terms of VSM and of moment and video retrieval: weights, margin, hard negatives."""
+    searched: dict[str, Searched] = {}
+    for kind in dict.fromkeys(entry.task.kind for entry in _aligned(config)):
+        task = f"mixture.{kind}.task"
+        searched |= {
+            f"{task}.span_weight": Float(0.005, 1.0, log=True),
+            f"{task}.ctx_weight": Float(1.0, 32.0, log=True),
+            f"{task}.query_weight": Float(1.0, 32.0, log=True),
+            f"{task}.margin": Float(0.05, 0.5),
+            f"{kind}.hard_negatives": _hard_negatives(kind),
+        }
+    return Space("loss_weights", searched)
+
+
+def fine_tuning(config: RunConfig) -> Space:
+    """Learning rate, batch, steps, dropout, and where there are any when hard negatives begin."""
+    rate, batch, steps = config.optim.lr, config.batch, config.schedule.total
+    searched: dict[str, Searched] = {
+        "optim.lr": Float(rate / 10, rate * 10, log=True),
+        "batch": Derived(Choice(tuple(dict.fromkeys((max(batch // 2, 1), batch, batch * 2)))), with_batch),
+        "steps": Derived(Choice((max(steps // 2, 1), steps, steps * 2)), _with_steps),
+        "model.dropout": Choice((0.0, 0.1, 0.2)),
+    }
+    for kind in dict.fromkeys(entry.task.kind for entry in _aligned(config)):
+        searched[f"{kind}.hard_negatives"] = _hard_negatives(kind)
+    return Space("fine_tuning", searched)
+
+
+def ablation(config: RunConfig) -> Space:
+    """A grid (section 5.2 of the paper): tasks added one by one, hierarchical or flat, three seeds each."""
+    entries = config.mixture
+    tasks = {
+        "+".join(entry.task.kind for entry in entries[:count]): Variant(_with_mixture(entries[:count]))
+        for count in range(1, len(entries) + 1)
+    }
+    return Space(
+        "ablation",
+        {
+            "tasks": Variants(tasks),
+            "model.flat": Choice((False, True)),
+            "seed": Choice(tuple(range(config.seed, config.seed + SEEDS))),
+        },
+    )
+
+
+SPACES: dict[str, Callable[[RunConfig], Space]] = {
+    space.__name__: space for space in (lr_and_warmup, mixture, loss_weights, fine_tuning, ablation)
+}
+
+
+def space_of(name: str, config: RunConfig) -> Space:
+    """A space for a recipe.
+
+    Raises:
+        ValueError: no space has this name (with the nearest one, and the list).
+    """
+    if name not in SPACES:
+        near = get_close_matches(name, SPACES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"there is no space {name!r}: {hint}Spaces: {', '.join(SPACES)}")
+    return SPACES[name](config)
+
+
+def _aligned(config: RunConfig) -> list[Entry]:
+    return [entry for entry in config.mixture if isinstance(entry.task, Alignment)]
+
+
+def _hard_negatives(kind: str) -> Variants:
+    """Never, or from a share of the schedule on, with their number and weight."""
+
+    def begin(config: RunConfig, share: float) -> RunConfig:
+        return _with_tasks(config, kind, hard_start=round(share * config.schedule.total))
+
+    task = f"mixture.{kind}.task"
+    later = {
+        "from": Derived(Float(0.0, 0.8), begin),
+        f"{task}.hard_pool": Int(5, 80, log=True),
+        f"{task}.hard_weight": Float(2.0, 20.0, log=True),
+    }
+    return Variants(
+        {
+            "never": Variant(lambda config: _with_tasks(config, kind, hard_start=-1)),
+            "later": Variant(searched=later),
+        }
+    )
+
+
+def _with_tasks(config: RunConfig, kind: str, **changes: int) -> RunConfig:
+    entries = (
+        replace(entry, task=replace(entry.task, **changes)) if entry.task.kind == kind else entry
+        for entry in config.mixture
+    )
+    return replace(config, mixture=tuple(entries))
+
+
+def _with_warmup(config: RunConfig, share: float) -> RunConfig:
+    return replace(config, schedule=replace(config.schedule, warmup=round(share * config.schedule.total)))
+
+
+def _with_steps(config: RunConfig, steps: int) -> RunConfig:
+    """Another length; the warm-up keeps its share of the schedule."""
+    warmup = config.schedule.warmup * steps // config.schedule.total
+    return replace(config, steps=steps, schedule=replace(config.schedule, total=steps, warmup=warmup))
+
+
+def _with_mixture(entries: Sequence[Entry]) -> Callable[[RunConfig], RunConfig]:
+    return lambda config: replace(config, mixture=tuple(entries))

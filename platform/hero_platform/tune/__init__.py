@@ -1,0 +1,1 @@
+"""Sweeps: search spaces, the study behind them, and trials on Ray Tune (design D10)."""

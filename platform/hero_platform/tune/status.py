@@ -1,0 +1,94 @@
+"""What a sweep says while it runs: trials by state, the best so far, time left; good in a terminal and in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import TextIO
+
+from hero_platform.report.table import aligned
+from hero_platform.telemetry import LINE_EVERY_S, REDRAW_EVERY_S, duration
+from hero_platform.tune.study import Objective, Row
+
+SHOWN = 10  # trials in the table at the end
+
+
+class Status:
+    """One line, redrawn on a terminal, repeated now and then in a log; a line of its own for each trial that ended."""
+
+    def __init__(self, name: str, trials: int, objective: Objective, stream: TextIO | None = None) -> None:
+        self._name, self._trials, self._objective = name, trials, objective
+        self._stream = stream or sys.stderr
+        self._began = time.monotonic()
+        self._ended = 0
+        self._shown = -LINE_EVERY_S
+
+    def __enter__(self) -> Status:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self._stream.isatty():
+            self._stream.write("\n")
+
+    def ended(self, row: Row) -> None:
+        """Say how a trial ended."""
+        self._ended += 1
+        result = f" {row.results[0]:.6g}" if row.results else ""
+        reason = f": {row.reason}" if row.reason else ""
+        self._write(f"{self._name}: trial {row.number} {row.state}{result}{reason}\n")
+
+    def show(self, rows: Sequence[Row]) -> None:
+        """Show where the sweep is, not more often than is good to read."""
+        now = time.monotonic()
+        if now - self._shown >= (REDRAW_EVERY_S if self._stream.isatty() else LINE_EVERY_S):
+            self._shown = now
+            line = self.line(rows, now - self._began)
+            self._write(line if self._stream.isatty() else f"{line}\n")
+
+    def _write(self, text: str) -> None:
+        self._stream.write(f"\r\033[K{text}" if self._stream.isatty() else text)
+        self._stream.flush()
+
+    def line(self, rows: Sequence[Row], seconds: float) -> str:
+        """The line, `seconds` after this start of the sweep."""
+        states = Counter(row.state for row in rows)
+        over = sum(states[state] for state in ("finished", "pruned", "failed"))
+        parts = [f"{self._name}: {over} of {self._trials} trials"]
+        parts += [f"{states[state]} {state}" for state in ("running", "pruned", "failed") if states[state]]
+        if best := best_of(rows, self._objective):
+            parts.append(f"best {best.results[0]:.6g} (trial {best.number})")
+        if self._ended:
+            parts.append(f"{duration((self._trials - over) * seconds / self._ended)} left")
+        return " | ".join(parts)
+
+
+def best_of(rows: Sequence[Row], objective: Objective) -> Row | None:
+    """The finished trial with the best value of an objective that comes first in their results."""
+    choose = max if objective.mode == "max" else min
+    done = [row for row in rows if row.state == "finished"]
+    return choose(done, key=lambda row: row.results[0]) if done else None
+
+
+def trials_table(rows: Sequence[Row], objectives: Sequence[Objective], most: int = SHOWN) -> str:
+    """The best trials first, then the others as they came; at most `most` of them."""
+    sign = -1 if objectives[0].mode == "max" else 1
+    order = sorted(rows, key=lambda row: (row.state != "finished", sign * row.results[0] if row.results else 0.0))
+    searched = list(dict.fromkeys(name for row in order for name in row.values))
+    head = ["trial", "state", *(objective.metric for objective in objectives), *searched]
+    lines = [
+        [
+            str(row.number),
+            row.state,
+            *([f"{value:.6g}" for value in row.results] or ["-"] * len(objectives)),
+            *(_text(row.values[name]) if name in row.values else "-" for name in searched),
+        ]
+        for row in order[:most]
+    ]
+    more = f"\n... and {len(order) - most} more" if len(order) > most else ""
+    return aligned([head, *lines]) + more
+
+
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,283 @@
+"""The study of a sweep: every trial's values, reports and end, in a storage that outlives the driver (design D10).
+
+Nothing about a sweep is remembered anywhere else. A suggestion is a function of the seed, the trial's number and the
+trials that have ended: the sampler is seeded anew for each. So a driver that dies in the middle of one, and its
+successor that finishes it, come to the same values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import optuna
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from hero_platform.tune.space import Choice, Distribution, Int, Space, combinations, draw
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
+
+SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+    # a running trial counts as a bad one, so that those beside it look elsewhere
+    "tpe": lambda seed: TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True),
+    "random": lambda seed: RandomSampler(seed=seed),
+    "grid": lambda seed: RandomSampler(seed=seed),  # every trial is given; this fills up a grid that was extended
+    "gp": lambda seed: GPSampler(seed=seed),
+    "cmaes": lambda seed: CmaEsSampler(seed=seed),
+    "nsga2": lambda seed: NSGAIISampler(seed=seed),
+}
+READY, PRUNED_AT, FAILURE, WARM, VALUES = "ready", "pruned_at", "failure", "from_sweep", "values"
+_STATES = {
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+
+ENDED = ("finished", "pruned", "failed")  # states of trials
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A metric of a run's record, and which way is better."""
+
+    metric: str
+    mode: Literal["max", "min"]
+
+    @staticmethod
+    def parse(text: str) -> Objective:
+        """From `METRIC` or `METRIC:max|min`; a loss and a time are better when they are low.
+
+        Raises:
+            ValueError: the way is neither.
+        """
+        metric, colon, mode = text.partition(":")
+        if colon and mode not in ("max", "min"):
+            raise ValueError(f"--objective takes METRIC or METRIC:max or METRIC:min, not {text!r}")
+        falls = "loss" in metric or metric.endswith("_s")
+        return Objective(metric, "min" if mode == "min" or (not mode and falls) else "max")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A trial that is to run."""
+
+    number: int
+    values: dict[str, Any]
+    stopped: bool  # it was told to stop before its driver died: only its run has to be closed
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial of the table."""
+
+    number: int
+    state: str
+    values: dict[str, Any]  # what was searched
+    results: tuple[float, ...]  # of the objectives; empty: none yet
+    rungs: dict[int, float]  # step -> the objective there
+    reason: str  # why it was stopped or failed
+
+
+class Study:
+    """A study, opened or made.
+
+    Args:
+        storage: `sqlite:///FILE` or another database address, or `journal:FILE`.
+        name: of the sweep.
+        space: what is searched.
+        objectives: what is better.
+        sampler: a name of `SAMPLERS`.
+        seed: of every suggestion.
+        pruner: stops trials early; None: no trial is.
+    """
+
+    def __init__(
+        self,
+        storage: str,
+        name: str,
+        space: Space,
+        objectives: Sequence[Objective],
+        *,
+        sampler: str = "tpe",
+        seed: int = 0,
+        pruner: optuna.pruners.BasePruner | None = None,
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._space, self._sampler, self._seed = space, sampler, seed
+        self._study = optuna.create_study(
+            storage=open_storage(storage),
+            study_name=name,
+            directions=[f"{objective.mode}imize" for objective in objectives],
+            sampler=SAMPLERS[sampler](seed),
+            pruner=pruner or optuna.pruners.NopPruner(),
+            load_if_exists=True,
+        )
+        self._several = len(objectives) > 1
+        self._names = [objective.metric for objective in objectives]
+        self._best = max if objectives[0].mode == "max" else min
+        self._asked: dict[int, optuna.trial.Trial] = {}
+        if sampler == "grid":
+            for values in combinations(space):
+                self._study.enqueue_trial(values, skip_if_exists=True)
+
+    def rows(self) -> list[Row]:
+        """All trials of this sweep in order; those of earlier sweeps are left out."""
+        return [self._row(trial) for trial in self._trials() if WARM not in trial.user_attrs]
+
+    def figures(self) -> dict[str, Figure]:
+        """Name of a file -> picture."""
+        from hero_platform.tune.pictures import figures
+
+        return figures(self._study, self._names)
+
+    def ask(self, limit: int) -> Asked | None:
+        """The next trial to run: one that a dead driver left, else a new one; None when `limit` have been asked for."""
+        mine = [trial for trial in self._trials() if WARM not in trial.user_attrs]
+        for left in mine:
+            if left.state is TrialState.RUNNING and left.number not in self._asked:
+                return self._settle(self._open(left))
+        if sum(trial.state is not TrialState.WAITING for trial in mine) >= limit:
+            return None
+        return self._settle(self._study.ask())
+
+    def _open(self, left: FrozenTrial) -> optuna.trial.Trial:
+        self._reseed(left.number, "")
+        return optuna.trial.Trial(self._study, left._trial_id)
+
+    def _settle(self, trial: optuna.trial.Trial) -> Asked:
+        """Draw what a trial has not drawn yet. Each value has a seed of its own: it may be the first or the last one."""
+        self._asked[trial.number] = trial
+        self._reseed(trial.number, "")
+        if READY not in trial.user_attrs:
+            _ = trial.relative_params  # those that are drawn together
+
+        def suggest(name: str, over: Distribution) -> Any:
+            self._reseed(trial.number, name)
+            return _suggest(trial, name, over)
+
+        values = draw(self._space, suggest)
+        trial.set_user_attr(READY, True)
+        return Asked(trial.number, values, PRUNED_AT in trial.user_attrs)
+
+    def _reseed(self, number: int, name: str) -> None:
+        text = f"{self._seed} {number} {name}".encode()
+        self._study.sampler = SAMPLERS[self._sampler](int.from_bytes(hashlib.sha256(text).digest()[:4], "little"))
+
+    def report(self, number: int, step: int, results: Sequence[float], *, last: bool = False) -> bool:
+        """Keep the objectives of a trial after a step, once.
+
+        Args:
+            number: of the trial.
+            step: updates behind the results.
+            results: a value for each objective.
+            last: whether the trial ends there anyway.
+
+        Returns:
+            Whether the trial is to be stopped: it was before, or the pruner says so now.
+        """
+        trial = self._asked[number]
+        kept = trial.user_attrs
+        if PRUNED_AT in kept or str(step) in kept.get(VALUES, {}):
+            return PRUNED_AT in kept
+        stops = False
+        if not self._several:
+            trial.report(results[0], step)
+            stops = not last and trial.should_prune()
+        if stops:
+            trial.set_user_attr(PRUNED_AT, step)
+        trial.set_user_attr(VALUES, {**kept.get(VALUES, {}), str(step): list(results)})  # last: the step is settled
+        return stops
+
+    def tell(self, number: int, *, failure: str = "") -> Row:
+        """A trial has ended; what was reported says how."""
+        trial = self._asked.pop(number)
+        kept = trial.user_attrs
+        results = self._results(kept.get(VALUES, {}))
+        if failure or not (results or PRUNED_AT in kept):
+            trial.set_user_attr(FAILURE, failure or "it ended without a value of the objective")
+            told = self._study.tell(trial, state=TrialState.FAIL)
+        elif PRUNED_AT in kept:
+            told = self._study.tell(trial, state=TrialState.PRUNED)
+        else:
+            told = self._study.tell(trial, list(results))
+        return self._row(told)
+
+    def adopt(self, earlier: Study, name: str) -> int:
+        """Learn from the finished trials of an earlier sweep of the same space, once. Returns how many there are."""
+        known = {trial.user_attrs[WARM] for trial in self._trials() if WARM in trial.user_attrs}
+        finished = [trial for trial in earlier._trials() if trial.state is TrialState.COMPLETE]
+        for trial in finished:
+            origin = f"{name}/{trial.number}"
+            if WARM not in trial.user_attrs and origin not in known:
+                self._study.add_trial(
+                    optuna.trial.create_trial(
+                        params=trial.params,
+                        distributions=trial.distributions,
+                        values=trial.values,
+                        user_attrs={WARM: origin},
+                    )
+                )
+        return len(finished)
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
+
+    def _row(self, trial: FrozenTrial) -> Row:
+        kept = trial.user_attrs
+        reason = str(kept.get(FAILURE, ""))
+        if PRUNED_AT in kept:
+            reason = f"stopped after step {kept[PRUNED_AT]:,}"
+        results = tuple(trial.values) if trial.state is TrialState.COMPLETE else self._results(kept.get(VALUES, {}))
+        rungs = dict(sorted(trial.intermediate_values.items()))
+        return Row(trial.number, _STATES[trial.state], dict(trial.params), results, rungs, reason)
+
+    def _results(self, reported: Mapping[str, Sequence[float]]) -> tuple[float, ...]:
+        """The best value of one objective; the last ones of several, which belong together."""
+        if not reported:
+            return ()
+        if self._several:
+            return tuple(reported[max(reported, key=int)])
+        finite = [value for (value,) in reported.values() if value == value]
+        return (self._best(finite),) if finite else ()
+
+
+def ended_trials(storage: str, name: str) -> int:
+    """How many trials of a study have ended; those of earlier sweeps do not count."""
+    trials = optuna.load_study(study_name=name, storage=open_storage(storage)).get_trials(deepcopy=False)
+    return sum(_STATES[trial.state] in ENDED and WARM not in trial.user_attrs for trial in trials)
+
+
+def open_storage(address: str) -> BaseStorage:
+    """The storage of a study.
+
+    Raises:
+        ValueError: the address is none, or nothing answers there.
+    """
+    kind, _, path = address.partition(":")
+    if kind == "journal":
+        return JournalStorage(JournalFileBackend(path))
+    try:
+        return RDBStorage(address)
+    except Exception as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"the study cannot be kept at {kind}: {line}") from error
+
+
+def _suggest(trial: optuna.trial.Trial, name: str, over: Distribution) -> Any:
+    if isinstance(over, Choice):
+        return trial.suggest_categorical(name, over.options)
+    if isinstance(over, Int):
+        return trial.suggest_int(name, over.low, over.high, step=over.step, log=over.log)
+    return trial.suggest_float(name, over.low, over.high, log=over.log)

@@ -1,0 +1,331 @@
+"""A sweep: a recipe, a space and a budget; each trial an ordinary run, on Ray Tune (design D10)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import threading
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from hero_platform import files, home
+from hero_platform.config import RunConfig, differences, identity
+from hero_platform.feed.loader import open_stores
+from hero_platform.infer.headline import Headline
+from hero_platform.ray_cluster import cluster
+from hero_platform.scratch import scratch
+from hero_platform.tracking.base import Status as TrackedStatus
+from hero_platform.train.failure import TrainingFailed, last_line
+from hero_platform.train.launch import stop_flag
+from hero_platform.train.lease import only_one
+from hero_platform.train.on_ray import worker_environment
+from hero_platform.train.resolve import resolve
+from hero_platform.train.worker import LOSS
+from hero_platform.tune.record import SweepRecord
+from hero_platform.tune.space import Space, apply, check, described
+from hero_platform.tune.status import Status, best_of
+from hero_platform.tune.study import ENDED, Asked, Objective, Row, Study, ended_trials
+
+logger = logging.getLogger(__name__)
+
+FILE = "sweep.json"
+LOOK_EVERY_S = 0.5
+_TUNE = {  # nothing of Tune's own records: the study and the runs are the record
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Everything about one sweep; `trials`, `concurrency` and `storage` may differ between its starts."""
+
+    name: str
+    run: RunConfig  # resolved; each trial changes some of its fields
+    space: Space
+    trials: int
+    objectives: tuple[Objective, ...]
+    sampler: str = "tpe"
+    scheduler: Literal["asha", "none"] = "none"
+    first_rung: int = 0  # steps; 0: one validation
+    factor: int = 3  # one of so many trials goes on from each rung
+    seed: int = 0
+    concurrency: int = 0  # trials at once; 0: as many as there is room for
+    storage: str = ""  # of the study; empty: a file beside the sweep
+    warm_start: tuple[str, ...] = ()  # names of earlier sweeps of the same space
+
+    @property
+    def folder(self) -> str:
+        """Where it is kept."""
+        return home.sweep_dir(self.name)
+
+    def trial_name(self, number: int) -> str:
+        """Name of a trial's run."""
+        return f"{self.name}-{number:04d}"
+
+    def identity(self) -> dict[str, Any]:
+        """What makes it this sweep, as plain data."""
+        said = {name: getattr(self, name) for name in ("sampler", "scheduler", "first_rung", "factor", "seed")}
+        objectives = [asdict(objective) for objective in self.objectives]
+        return {"run": identity(self.run), "space": described(self.space), "objectives": objectives, **said}
+
+    def fingerprint(self) -> str:
+        """sha256 over the identity."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """How a start of a sweep ended."""
+
+    name: str
+    status: Literal["finished", "interrupted"]
+    objectives: tuple[Objective, ...]
+    rows: tuple[Row, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        best = best_of(self.rows, self.objectives[0])
+        return {
+            "name": self.name,
+            "status": self.status,
+            "objectives": [asdict(objective) for objective in self.objectives],
+            "best": best.number if best else None,
+            "trials": [asdict(row) for row in self.rows],
+        }
+
+
+def default_objective(run: RunConfig) -> Objective:
+    """The number that says which checkpoint of a run is best.
+
+    Raises:
+        ValueError: the run has no validations.
+    """
+    if not run.evaluation.every:
+        raise ValueError("a sweep compares validations, and evaluation.every is 0: set --evaluation.every")
+    headline = Headline.of(run, open_stores(run), torch.device("cpu"))
+    return Objective(LOSS, "min") if headline is None else Objective(headline.metric, "max")
+
+
+def check_sweep(sweep: Sweep) -> None:
+    """Refuse what cannot be, before anything starts.
+
+    Raises:
+        ValueError: and why.
+    """
+    check(sweep.space, sweep.run)
+    if len(sweep.objectives) > 1 and sweep.scheduler != "none":
+        raise ValueError(f"--scheduler {sweep.scheduler} needs one objective, not {len(sweep.objectives)}")
+    if sweep.sampler == "cmaes" and len(sweep.objectives) > 1:
+        raise ValueError("--sampler cmaes takes one objective: choose nsga2 or tpe")
+    if files.is_remote(sweep.folder) and not sweep.storage:
+        raise ValueError(f"HERO_HOME is {home.root()}, where no study can be: add --storage with a database address")
+    for earlier in sweep.warm_start:
+        if not files.exists(files.join(home.sweep_dir(earlier), FILE)):
+            raise ValueError(f"--warm-start: there is no sweep {earlier!r} under {home.root()}")
+    path = files.join(sweep.folder, FILE)
+    if files.exists(path):
+        changed = differences(files.read_json(path)["identity"], _plain(sweep.identity()))
+        if changed:
+            raise ValueError(
+                f"sweep {sweep.name!r} already exists with other settings: {'; '.join(changed)}. "
+                "Choose another --name, or repeat those settings to go on with it"
+            )
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(value))
+
+
+def kept_trials(name: str) -> int:
+    """How many trials the sweep of this name was given when it was last started; 0: there is none."""
+    path = files.join(home.sweep_dir(name), FILE)
+    return int(files.read_json(path)["trials"]) if files.exists(path) else 0
+
+
+def trials_over(name: str) -> int:
+    """How many trials of the sweep of this name have ended."""
+    kept = files.read_json(files.join(home.sweep_dir(name), FILE))
+    return ended_trials(kept["storage"] or study_address(name), name)
+
+
+def open_study(sweep: Sweep) -> Study:
+    """The study of a sweep, with what it learns from earlier ones."""
+    pruner = None
+    if sweep.scheduler == "asha":
+        from hero_platform.tune.asha import Asha
+
+        pruner = Asha(first=sweep.first_rung or sweep.run.evaluation.every, factor=sweep.factor, steps=sweep.run.steps)
+    files.makedirs(sweep.folder)
+    made = Study(
+        sweep.storage or study_address(sweep.name),
+        sweep.name,
+        sweep.space,
+        sweep.objectives,
+        sampler=sweep.sampler,
+        seed=sweep.seed,
+        pruner=pruner,
+    )
+    for name in sweep.warm_start:
+        earlier = files.read_json(files.join(home.sweep_dir(name), FILE))
+        if earlier["identity"]["space"] != _plain(described(sweep.space)):
+            raise ValueError(f"--warm-start {name}: that sweep searched another space")
+        address = earlier["storage"] or study_address(name)
+        count = made.adopt(Study(address, name, sweep.space, sweep.objectives), name)
+        logger.info("%s learns from %d trials of %s", sweep.name, count, name)
+    return made
+
+
+def study_address(name: str) -> str:
+    """Where the study of a sweep is kept when nothing else is said."""
+    return f"sqlite:///{files.join(home.sweep_dir(name), 'study.db')}"
+
+
+def run_sweep(sweep: Sweep) -> SweepResult:
+    """Run a sweep to its end, or until it is asked to stop; the same name goes on.
+
+    Raises:
+        ValueError: the name holds another sweep, another process runs it, or there is no room for a trial.
+        TrainingFailed: Tune itself failed.
+    """
+    check_sweep(sweep)
+    with only_one(sweep.folder, role="sweep", timeout_s=2.0), stop_flag(threading.Event()) as stop:
+        kept = {"identity": sweep.identity(), "trials": sweep.trials, "storage": sweep.storage}
+        files.write_json(files.join(sweep.folder, FILE), kept)
+        study = open_study(sweep)
+        record = SweepRecord(sweep, study.rows())
+        ended: TrackedStatus = "FAILED"
+        try:
+            left = sweep.trials - sum(row.state in ENDED for row in study.rows())
+            if left > 0:
+                with Status(sweep.name, sweep.trials, sweep.objectives[0]) as status:
+                    _run(sweep, study, left, stop, status, record)
+            over = sum(row.state in ENDED for row in study.rows()) >= sweep.trials
+            ended = "FINISHED" if over else "KILLED"
+        finally:
+            record.finish(study, ended)
+        rows = tuple(study.rows())
+    return SweepResult(sweep.name, "finished" if over else "interrupted", sweep.objectives, rows)
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one trial takes."""
+
+    cpus: int
+    gpus: float
+
+    @staticmethod
+    def of(run: RunConfig) -> Need:
+        """Of a run in one process, its threads; of one on Ray workers, a CPU for each."""
+        workers = run.scale.num_workers
+        cpus = workers or max(run.scale.threads_per_worker, 1)
+        return Need(cpus, run.scale.gpus_per_worker * max(workers, 1))
+
+    def at_once(self, asked: int, left: int, cpus: float, gpus: float) -> int:
+        """How many trials run at once where so many CPUs and GPUs are.
+
+        Raises:
+            ValueError: not even one fits, or fewer than were asked for.
+        """
+        fits = int(min(cpus // self.cpus, gpus // self.gpus if self.gpus else cpus))
+        each = f"a trial takes {_count(self.cpus, 'CPU')}" + (f" and {_count(self.gpus, 'GPU')}" if self.gpus else "")
+        there = f"there are {_count(cpus, 'CPU')} and {_count(gpus, 'GPU')}"
+        if not fits:
+            raise ValueError(f"{each}; {there}")
+        if asked > fits:
+            total = _count(asked * self.cpus, "CPU") + (f" and {_count(asked * self.gpus, 'GPU')}" if self.gpus else "")
+            raise ValueError(f"{each}, {asked} at once take {total}; {there}: use --concurrency {fits} or less")
+        return min(asked or fits, left)
+
+
+def _count(number: float, what: str) -> str:
+    return f"{number:g} {what}{'' if number == 1 else 's'}"
+
+
+def available() -> tuple[float, float]:
+    """CPUs and GPUs of the cluster that is there, else of this machine."""
+    import ray
+
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False)
+        found = ray.cluster_resources()
+        return found.get("CPU", 0.0), found.get("GPU", 0.0)
+    return float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count())
+
+
+def _run(sweep: Sweep, study: Study, left: int, stop: threading.Event, status: Status, record: SweepRecord) -> None:
+    """Run the trials that are left."""
+    os.environ.update({name: os.environ.get(name, value) for name, value in _TUNE.items()})
+    need = Need.of(sweep.run)
+    at_once = need.at_once(sweep.concurrency, left, *available())
+    from hero_platform.tune.searcher import StudySearcher
+
+    def make(asked: Asked) -> RunConfig:
+        config = apply(sweep.space, sweep.run, asked.values)
+        tracking = replace(config.tracking, sweep=sweep.name)
+        return resolve(replace(config, name=sweep.trial_name(asked.number), tracking=tracking))
+
+    def ended(row: Row) -> None:
+        status.ended(row)
+        record.update(study.rows())
+
+    metrics = [objective.metric for objective in sweep.objectives]
+    searcher = StudySearcher(study, sweep.trials, make, metrics, stop, ended)
+    workers = sweep.run.scale.num_workers
+    with (
+        cluster(at_once * (workers or 1), cpus_each=1 if workers else need.cpus, crowded=True),
+        scratch("hero-tune-") as place,
+    ):
+        tuner = _tuner(sweep, searcher, left, at_once, need, place)
+        outcome: list[BaseException | None] = []
+
+        def fit() -> None:
+            try:
+                tuner.fit()
+                outcome.append(None)
+            except BaseException as error:
+                outcome.append(error)
+
+        # Not in the main thread: there Tune would take Ctrl-C for itself, and end the trials where they are.
+        thread = threading.Thread(target=fit, name="ray-tune", daemon=True)
+        thread.start()
+        asked = False
+        while thread.is_alive():
+            thread.join(LOOK_EVERY_S)
+            status.show(study.rows())
+            if stop.is_set() and not asked:
+                asked = True
+                searcher.stop_all()
+    if (error := outcome[0]) is not None:
+        raise TrainingFailed(f"sweep {sweep.name} failed: {last_line(error)}") from error
+
+
+def _tuner(sweep: Sweep, searcher: Any, left: int, at_once: int, need: Need, place: str) -> Any:
+    from ray import tune
+
+    from hero_platform.tune.trial import run_trial
+
+    own = {"CPU": 0.01} if sweep.run.scale.num_workers else {"CPU": need.cpus, "GPU": need.gpus}
+    return tune.Tuner(
+        tune.with_resources(run_trial, own),
+        param_space={"environment": worker_environment()},
+        tune_config=tune.TuneConfig(
+            search_alg=searcher, num_samples=left, max_concurrent_trials=at_once, reuse_actors=True
+        ),
+        run_config=tune.RunConfig(
+            name=f"{sweep.name}-{time.time_ns():x}",  # never resumed by Tune: the study decides
+            storage_path=place,
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=sweep.run.scale.max_failures),
+        ),
+    )

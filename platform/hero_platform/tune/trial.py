@@ -1,0 +1,63 @@
+"""One trial of a sweep: an ordinary run in a Tune actor that tells the sweep what its validations found."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from ray import tune
+
+from hero_platform import config_io, files, home
+from hero_platform.train.failure import TrainingFailed
+from hero_platform.train.launch import USER_MISTAKES, launch, settle
+from hero_platform.train.records import status_of
+
+STOP_FILE = "stop-trial"  # in the run's folder: the sweep wants no more of it
+LOOK_EVERY_S = 1.0
+REMOTE_LOOK_EVERY_S = 10.0
+
+
+def run_trial(asked: Mapping[str, Any]) -> None:
+    """What each Tune actor runs.
+
+    A failure of the run itself is told and not raised: Tune would start it again, as it does when a process is lost.
+
+    Args:
+        asked: `environment`, variables that Ray does not forward; `config`, a run as JSON; `metrics`, the names of the objectives; `stopped`, whether the run was stopped
+            and is only to be closed.
+    """
+    os.environ.update(asked["environment"])
+    config, metrics = config_io.from_json(asked["config"]), asked["metrics"]
+    folder = home.run_dir(config.name)
+    if asked["stopped"]:
+        if status_of(folder) != "KILLED":
+            settle(config, "KILLED")
+        tune.report({"status": "interrupted", "found": {}})
+        return
+    path = files.join(folder, STOP_FILE)
+    stop, over = threading.Event(), threading.Event()
+    failures: list[str] = []
+
+    def judge(step: int, found: Mapping[str, float]) -> bool:
+        if lacking := [metric for metric in metrics if metric not in found]:
+            failures.append(f"its validation has no {lacking[0]}; it has {', '.join(sorted(found))}")
+            return True
+        tune.report({"step": step, "found": {metric: found[metric] for metric in metrics}})
+        return files.exists(path)  # the sweep has taken the report by now
+
+    def watch() -> None:
+        while not over.wait(REMOTE_LOOK_EVERY_S if files.is_remote(folder) else LOOK_EVERY_S):
+            if files.exists(path):
+                stop.set()
+
+    threading.Thread(target=watch, name="stop-trial", daemon=True).start()
+    try:
+        result = launch(config, judge=judge, stop=stop)
+    except (*USER_MISTAKES, TrainingFailed) as error:
+        failures.append(" ".join(str(error).split()))
+    finally:
+        over.set()
+    ended = {"status": "failed", "failure": failures[0]} if failures else {"status": result.status}
+    tune.report({**ended, "found": {}})

@@ -1,0 +1,105 @@
+"""`jobs.tune`: what is refused before anything starts, and one small sweep on real Tune."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hero_platform.tracking.journal import read
+from jobs import tune
+
+
+@pytest.fixture
+def words(tiny_store: str) -> Callable[..., list[str]]:
+    """Arguments of a sweep of very short runs; `more` comes last and wins."""
+
+    def made(*more: str) -> list[str]:
+        store = ["--store", f"synthetic={tiny_store}", "--model", "debug", "--batch", "8", "--steps", "8"]
+        every = ["--evaluation.every", "2", "--checkpoint.every", "4", "--tracking.kind", "none"]
+        return ["pretrain_synthetic", *store, "--name", "s", "--space", "lr_and_warmup", *every, *more]
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("more", "words_said"),
+    [
+        (["--space", "lr_warmup"], "there is no space 'lr_warmup': did you mean lr_and_warmup"),
+        (["--trials", "-3"], "--trials"),
+        (["--trials", "0"], "--trials takes a number or +N, not '0'"),
+        (["--evaluation.every", "0"], "evaluation.every is 0: set --evaluation.every"),
+        (["--objective", "val/loss:up"], "--objective takes METRIC or METRIC:max or METRIC:min, not 'val/loss:up'"),
+        (["--objective", "val/loss,sys/step_s", "--scheduler", "asha"], "--scheduler asha needs one objective, not 2"),
+        (["--sampler", "grid"], "space lr_and_warmup is no grid: optim.lr is drawn from a range"),
+        (["--warm-start", "none"], "there is no sweep 'none'"),
+        (["--optim.lrr", "1"], "--optim.lrr"),
+    ],
+)
+def test_what_cannot_be_is_one_line(words, more, words_said, hero_home: Path, capsys):
+    try:
+        code = tune.main(words(*more, "--dry-run"))
+    except SystemExit as stop:
+        code = stop.code
+    said = capsys.readouterr().err.strip()
+    assert code == 2 and words_said in said and said.count("\n") == 0
+    assert not (hero_home / "sweeps").exists()
+
+
+def test_a_dry_run_says_what_would_be_searched(words, capsys):
+    assert tune.main(words("--dry-run", "--trials", "5")) == 0
+    said = capsys.readouterr().out
+    assert "trials: 5" in said and "objectives: ['val/loss (min)']" in said and "'optim.lr': {'Float': {'low'" in said
+
+
+@pytest.mark.ray
+def test_a_small_sweep_and_what_it_leaves(ray_session, words, hero_home: Path, tmp_path: Path, capsys):
+    asha = ["--scheduler", "asha", "--factor", "2", "--concurrency", "2"]
+    facts = tmp_path / "facts.json"
+    assert tune.main(words("--trials", "4", *asha, "--json", str(facts))) == 0
+    found = json.loads(facts.read_text())
+    assert found["status"] == "finished" and [trial["number"] for trial in found["trials"]] == [0, 1, 2, 3]
+    assert {trial["state"] for trial in found["trials"]} <= {"finished", "pruned"}
+    best = found["trials"][found["best"]]
+    assert best["results"][0] == min(trial["results"][0] for trial in found["trials"] if trial["state"] == "finished")
+    for trial in found["trials"]:
+        folder = hero_home / "runs" / f"s-{trial['number']:04d}"
+        config = json.loads((folder / "config.json").read_text())
+        assert config["optim"]["lr"] == trial["values"]["optim.lr"]
+        steps = [record.step for record in read(str(folder / "metrics.jsonl")) if "val/loss" in record.metrics]
+        assert steps == [int(step) for step in trial["rungs"]]
+        ended = "FINISHED" if trial["state"] == "finished" else "KILLED"
+        assert json.loads((folder / "status.json").read_text()) == {"status": ended}
+        assert steps[-1] == (8 if trial["state"] == "finished" else max(steps))
+    said = capsys.readouterr().out
+    assert f"best: trial {found['best']}, run s-{found['best']:04d}" in said and "sweep s finished" in said
+
+    assert tune.main(words("--trials", "4", *asha)) == 0, "the same again does nothing"
+    assert tune.main(words("--trials", "+2", *asha, "--json", str(facts))) == 0
+    more = json.loads(facts.read_text())
+    assert more["trials"][:4] == found["trials"] and len(more["trials"]) == 6
+    assert tune.main(words("--trials", "4", *asha, "--optim.weight-decay", "0.5")) == 2
+    assert "sweep 's' already exists with other settings: run.optim.weight_decay (0.01" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+def test_a_trial_that_fails_is_reported_and_the_others_go_on(ray_session, words, tmp_path: Path):
+    facts = tmp_path / "facts.json"
+    settings = ["--optim.lr", "3e17", "--trials", "2", "--concurrency", "1"]  # a rate of 1e17 or more: it diverges
+    assert tune.main(words(*settings, "--json", str(facts))) == 0
+    trials = json.loads(facts.read_text())["trials"]
+    assert [trial["state"] for trial in trials] == ["failed", "failed"]
+    assert all("is not finite" in trial["reason"] for trial in trials)
+
+
+@pytest.mark.ray
+def test_more_than_there_is_room_for(ray_session, words, capsys):
+    assert tune.main(words("--concurrency", "9")) == 2
+    said = capsys.readouterr().err
+    assert (
+        "a trial takes 1 CPU, 9 at once take 9 CPUs; there are 4 CPUs and 0 GPUs: use --concurrency 4 or less" in said
+    )
+    assert tune.main(words("--scale.gpus-per-worker", "0.5", "--name", "t")) == 2
+    assert "a trial takes 1 CPU and 0.5 GPUs; there are 4 CPUs and 0 GPUs" in capsys.readouterr().err
