@@ -1,7 +1,7 @@
 """Search settings of a recipe: each trial is an ordinary run. The same name goes on.
 
 python -m jobs.tune finetune_tvr --space lr_and_warmup --trials 20
-python -m jobs.tune finetune_tvr --space fine_tuning --trials 40 --scheduler asha --concurrency 4 --scale.gpus-per-worker 0.5
+python -m jobs.tune finetune_tvr --space fine_tuning --scheduler asha --concurrency 4 --scale.gpus-per-worker 0.5
 python -m jobs.tune finetune_tvr --space lr_and_warmup --trials +10
 python -m jobs.tune pretrain_tv --space ablation --sampler grid --dry-run
 """
@@ -34,19 +34,13 @@ def parser() -> argparse.ArgumentParser:
     add_common(built, name="the sweep's name (default: RECIPE-SPACE); the same name goes on with it")
     built.add_argument("--space", required=True, help="what to search: lr_and_warmup, mixture, loss_weights, ...")
     built.add_argument("--trials", default="", help="how many; +N extends a finished sweep; default 20, a grid: all")
-    built.add_argument(
-        "--concurrency", type=int, default=0, help="trials at once (default: as many as there is room for)"
-    )
+    built.add_argument("--concurrency", type=int, default=0, help="trials at once (default: as many as fit)")
     built.add_argument("--scheduler", choices=["asha", "none"], default="none", help="asha stops bad trials early")
-    built.add_argument(
-        "--first-rung", type=int, default=0, help="steps before asha stops a trial (default: 1 validation)"
-    )
+    built.add_argument("--first-rung", type=int, default=0, help="steps before asha stops any (default: 1 validation)")
     built.add_argument("--factor", type=int, default=3, help="asha lets one of so many trials go on from each rung")
     built.add_argument("--sampler", choices=SAMPLERS, help="who suggests (default: tpe; of the space ablation grid)")
     built.add_argument("--objective", default="", metavar="METRIC[,METRIC]", help="METRIC or METRIC:max or METRIC:min")
-    built.add_argument(
-        "--storage", default="", help="of the study: a database URL or journal:FILE (default: beside it)"
-    )
+    built.add_argument("--storage", default="", help="of the study: a database URL or journal:FILE (default: a file)")
     built.add_argument("--warm-start", action="append", default=[], metavar="SWEEP", help="learn from an earlier sweep")
     built.add_argument("--store", action="append", default=[], metavar="CORPUS=PATH", help="feature store of a corpus")
     built.add_argument("--model", choices=["debug", "base"], help="model size, as in jobs.train")

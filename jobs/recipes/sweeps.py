@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 
-from hero_model.tasks.alignment import Alignment
+from hero_model.tasks import MomentRetrieval, VideoRetrieval, Vsm
 from hero_platform.config import Entry, RunConfig
 from hero_platform.train.resolve import with_batch
-from hero_platform.tune.space import Choice, Derived, Float, Int, Searched, Space, Variant, Variants
+from hero_platform.tune.space import Choice, Derived, Float, Int, Searched, Space, Variant, Variants, with_value
 
 SEEDS = 3  # of each cell of the ablation
 
@@ -25,22 +25,18 @@ def lr_and_warmup(config: RunConfig) -> Space:
 
 def mixture(config: RunConfig) -> Space:
     """How often each entry of the mixture is drawn, relative to the others."""
-    return Space(
-        "mixture",
-        {
-            f"mixture.{i}.weight": Float(0.25, 8.0, log=True)
-            for i in range(len(config.mixture) if len(config.mixture) > 1 else 0)
-        },
-    )
+    places = range(len(config.mixture)) if len(config.mixture) > 1 else ()  # alone it is drawn whatever its weight
+    return Space("mixture", {f"mixture.{place}.weight": Float(0.25, 8.0, log=True) for place in places})
 
 
 def loss_weights(config: RunConfig) -> Space:
     """Terms of VSM and of moment and video retrieval: weights, margin, hard negatives."""
     searched: dict[str, Searched] = {}
-    for kind in dict.fromkeys(entry.task.kind for entry in _aligned(config)):
+    for kind, example in {task.kind: task for task in _aligned(config)}.items():
         task = f"mixture.{kind}.task"
+        if example.span_weight:  # video retrieval looks for no moments
+            searched[f"{task}.span_weight"] = Float(0.005, 1.0, log=True)
         searched |= {
-            f"{task}.span_weight": Float(0.005, 1.0, log=True),
             f"{task}.ctx_weight": Float(1.0, 32.0, log=True),
             f"{task}.query_weight": Float(1.0, 32.0, log=True),
             f"{task}.margin": Float(0.05, 0.5),
@@ -58,7 +54,7 @@ def fine_tuning(config: RunConfig) -> Space:
         "steps": Derived(Choice((max(steps // 2, 1), steps, steps * 2)), _with_steps),
         "model.dropout": Choice((0.0, 0.1, 0.2)),
     }
-    for kind in dict.fromkeys(entry.task.kind for entry in _aligned(config)):
+    for kind in dict.fromkeys(task.kind for task in _aligned(config)):
         searched[f"{kind}.hard_negatives"] = _hard_negatives(kind)
     return Space("fine_tuning", searched)
 
@@ -98,36 +94,28 @@ def space_of(name: str, config: RunConfig) -> Space:
     return SPACES[name](config)
 
 
-def _aligned(config: RunConfig) -> list[Entry]:
-    return [entry for entry in config.mixture if isinstance(entry.task, Alignment)]
+def _aligned(config: RunConfig) -> list[Vsm | MomentRetrieval | VideoRetrieval]:
+    return [entry.task for entry in config.mixture if isinstance(entry.task, Vsm | MomentRetrieval | VideoRetrieval)]
 
 
 def _hard_negatives(kind: str) -> Variants:
     """Never, or from a share of the schedule on, with their number and weight."""
 
     def begin(config: RunConfig, share: float) -> RunConfig:
-        return _with_tasks(config, kind, hard_start=round(share * config.schedule.total))
+        return with_value(config, f"{task}.hard_start", round(share * config.schedule.total))
 
     task = f"mixture.{kind}.task"
-    later = {
+    later: dict[str, Searched] = {
         "from": Derived(Float(0.0, 0.8), begin),
         f"{task}.hard_pool": Int(5, 80, log=True),
         f"{task}.hard_weight": Float(2.0, 20.0, log=True),
     }
     return Variants(
         {
-            "never": Variant(lambda config: _with_tasks(config, kind, hard_start=-1)),
+            "never": Variant(lambda config: with_value(config, f"{task}.hard_start", -1)),
             "later": Variant(searched=later),
         }
     )
-
-
-def _with_tasks(config: RunConfig, kind: str, **changes: int) -> RunConfig:
-    entries = (
-        replace(entry, task=replace(entry.task, **changes)) if entry.task.kind == kind else entry
-        for entry in config.mixture
-    )
-    return replace(config, mixture=tuple(entries))
 
 
 def _with_warmup(config: RunConfig, share: float) -> RunConfig:

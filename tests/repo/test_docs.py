@@ -50,7 +50,7 @@ def test_commands_exist(name: str):
             assert words[0] in RECIPES, words[0]
         known = help_of(job, *sub)
         flags = [word for word in words if word.startswith("--")]
-        fields = ("--init-from",) if job == "train" else ()
+        fields = ("--init-from",) if job in ("train", "tune") else ()
         assert [flag for flag in flags if "." not in flag and flag not in fields and flag not in known] == []
 
 

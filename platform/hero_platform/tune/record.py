@@ -37,7 +37,7 @@ class SweepRecord:
         self.update(rows)
 
     def update(self, rows: Sequence[Row]) -> None:
-        """Record the trials that have ended, up to the first that has not: so the curve is the same for any number at once."""
+        """Record the trials that have ended, up to the first that has not: any number at once gives the same curve."""
         objective = self._sweep.objectives[0]
         choose = max if objective.mode == "max" else min
         best: float | None = None
@@ -49,10 +49,8 @@ class SweepRecord:
             if count in self._recorded:
                 continue
             self._recorded.add(count)
-            metrics = {"sweep/ended": float(count)}
-            metrics |= {
-                f"sweep/{each.metric}": value for each, value in zip(self._sweep.objectives, row.results, strict=False)
-            }
+            names = (f"sweep/{each.metric}" for each in self._sweep.objectives)
+            metrics = {"sweep/ended": float(count), **dict(zip(names, row.results, strict=False))}
             if best is not None:
                 metrics[f"sweep/best/{objective.metric}"] = best
             self._tracker.log(count, metrics)

@@ -76,9 +76,10 @@ class StudySearcher(Searcher):
             self._failures[trial_id] = result["failure"]
         elif result.get("status") == "interrupted" and self._stop.is_set():
             self._interrupted.add(trial_id)
-        found = [result.get(f"found/{metric}") for metric in self._metrics]
+        names = [f"found/{metric}" for metric in self._metrics]
         stops = self._stop.is_set()
-        if None not in found:
+        if all(name in result for name in names):
+            found = [float(result[name]) for name in names]
             stops |= self._study.report(number, result["step"], found, last=result["step"] >= config.steps)
         if stops:
             files.write_bytes(files.join(home.run_dir(config.name), STOP_FILE), b"")
@@ -96,6 +97,10 @@ class StudySearcher(Searcher):
             return
         failure = self._failures.pop(trial_id, "its process was lost too often" if error else "")
         self._ended(self._study.tell(number, failure=failure))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune keeps a copy of all it was given; this one is never used."""
+        return {}
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study is kept elsewhere."""

@@ -1,6 +1,6 @@
 """Search spaces as typed values: which settings of a run vary, and over what (design D10).
 
-A space maps names to what is searched. A name is usually a path of the run's config, such as `optim.lr`, where a part of
+A space maps names to what is searched. A name is usually a path of the run's config, such as `optim.lr`, where part of
 the mixture may be named by its task (`mixture.vsm.task.margin`) or its place (`mixture.0.weight`). Settings that do not
 map to one field (`Derived`) and alternatives with settings of their own (`Variants`) have names of their own.
 """

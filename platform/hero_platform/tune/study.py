@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
@@ -115,6 +117,7 @@ class Study:
         pruner: optuna.pruners.BasePruner | None = None,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.filterwarnings("ignore", category=ExperimentalWarning)  # groups of TPE, artifacts, the journal
         self._space, self._sampler, self._seed = space, sampler, seed
         self._study = optuna.create_study(
             storage=open_storage(storage),
@@ -157,7 +160,7 @@ class Study:
         return optuna.trial.Trial(self._study, left._trial_id)
 
     def _settle(self, trial: optuna.trial.Trial) -> Asked:
-        """Draw what a trial has not drawn yet. Each value has a seed of its own: it may be the first or the last one."""
+        """Draw what a trial has not drawn yet; each value has a seed of its own, whichever are there already."""
         self._asked[trial.number] = trial
         self._reseed(trial.number, "")
         if READY not in trial.user_attrs:

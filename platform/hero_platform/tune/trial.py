@@ -25,8 +25,8 @@ def run_trial(asked: Mapping[str, Any]) -> None:
     A failure of the run itself is told and not raised: Tune would start it again, as it does when a process is lost.
 
     Args:
-        asked: `environment`, variables that Ray does not forward; `config`, a run as JSON; `metrics`, the names of the objectives; `stopped`, whether the run was stopped
-            and is only to be closed.
+        asked: `environment`, variables that Ray does not forward; `config`, a run as JSON; `metrics`, the names of the
+            objectives; `stopped`, whether the run was stopped and is only to be closed.
     """
     os.environ.update(asked["environment"])
     config, metrics = config_io.from_json(asked["config"]), asked["metrics"]
