@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 from hero_platform.scratch import scratch
 
@@ -35,10 +38,8 @@ def cluster(
     least = (fewest or num_workers) * cpus_each
     each = f" of {cpus_each} threads" if cpus_each > 1 else ""
     wanted = f"{num_workers} workers{each} need {needed} CPUs"
-    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
-        if not ray.is_initialized():
-            ray.init(log_to_driver=False)
-        available = ray.cluster_resources().get("CPU", 0)
+    if found := joined():
+        available = found.get("CPU", 0)
         if available < least:
             more = f" ({least} at least)" if least < needed else ""
             raise ValueError(f"{wanted}{more}; the Ray cluster has {available:g}")
@@ -52,7 +53,7 @@ def cluster(
     with scratch("hero-ray-") as folder:
         try:
             with _temporary_files_in(folder):
-                ray.init(
+                _init(
                     address="local",  # else Ray joins any cluster that it finds on this machine
                     num_cpus=max(needed + 2, os.cpu_count() or 2),  # fewer can deadlock (stack.md 0.5)
                     include_dashboard=dashboard,
@@ -65,6 +66,35 @@ def cluster(
             yield
         finally:
             ray.shutdown()
+
+
+def joined() -> dict[str, float]:
+    """Resources of the running cluster, which is joined if this process is not part of it; empty: there is none."""
+    import ray
+
+    if not ray.is_initialized():
+        if not os.environ.get("RAY_ADDRESS"):
+            return {}
+        _init(log_to_driver=False)
+    resources: dict[str, float] = ray.cluster_resources()
+    return resources
+
+
+def _init(**settings: Any) -> None:
+    """Start or join; Ray takes SIGTERM for itself, and gives it back here to a handler that somebody has set.
+
+    Raises:
+        KeyboardInterrupt: SIGTERM came meanwhile.
+    """
+    import ray
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**settings)
+    except SystemExit:  # that is how Ray takes it
+        raise KeyboardInterrupt from None
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -103,3 +103,31 @@ def test_more_than_there_is_room_for(ray_session, words, capsys):
     )
     assert tune.main(words("--scale.gpus-per-worker", "0.5", "--name", "t")) == 2
     assert "a trial takes 1 CPU and 0.5 GPUs; there are 4 CPUs and 0 GPUs" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_sweep_in_mlflow_is_a_run_over_its_trials(ray_session, words, tracking_database: Path, hero_home: Path):
+    from mlflow import MlflowClient
+
+    tracked = words("--trials", "4", "--concurrency", "2", "--tracking.kind", "mlflow")
+    assert tune.main(tracked) == 0
+    assert tune.main([*tracked, "--trials", "+1"]) == 0
+    client = MlflowClient(f"sqlite:///{tracking_database}")
+    experiment = client.get_experiment_by_name("hero").experiment_id
+    runs = {run.data.tags["hero.run_name"]: run for run in client.search_runs([experiment])}
+    assert sorted(runs) == ["s", *(f"s-{number:04d}" for number in range(5))]
+    parent = runs.pop("s")
+    assert parent.info.status == "FINISHED" and parent.data.tags["hero.kind"] == "sweep"
+    names = [file.path for file in client.list_artifacts(parent.info.run_id, "plots")]
+    expected = ("contour", "history", "importance", "intermediate_values", "parallel_coordinates")
+    assert names == [f"plots/{name}.png" for name in expected]
+    ended = client.get_metric_history(parent.info.run_id, "sweep/ended")
+    assert [(point.step, point.value) for point in ended] == [(count, count) for count in range(1, 6)]
+    trials = json.loads(Path(client.download_artifacts(parent.info.run_id, "trials.json")).read_text())
+    for trial in trials:
+        run = runs[f"s-{trial['number']:04d}"]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["hero.trial_state"] == "finished" and run.info.status == "FINISHED"
+        assert float(run.data.params["searched.optim.lr"]) == trial["optim.lr"] == float(run.data.params["optim.lr"])
+    assert parent.data.metrics["sweep/best/val/loss"] == min(trial["results"][0] for trial in trials)

@@ -17,7 +17,7 @@ from hero_platform import files, home
 from hero_platform.config import RunConfig, differences, identity
 from hero_platform.feed.loader import open_stores
 from hero_platform.infer.headline import Headline
-from hero_platform.ray_cluster import cluster
+from hero_platform.ray_cluster import cluster, joined
 from hero_platform.scratch import scratch
 from hero_platform.tracking.base import Status as TrackedStatus
 from hero_platform.train.failure import TrainingFailed, last_line
@@ -253,12 +253,7 @@ def _count(number: float, what: str) -> str:
 
 def available() -> tuple[float, float]:
     """CPUs and GPUs of the cluster that is there, else of this machine."""
-    import ray
-
-    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
-        if not ray.is_initialized():
-            ray.init(log_to_driver=False)
-        found = ray.cluster_resources()
+    if found := joined():
         return found.get("CPU", 0.0), found.get("GPU", 0.0)
     return float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count())
 
@@ -315,12 +310,17 @@ def _tuner(sweep: Sweep, searcher: Any, left: int, at_once: int, need: Need, pla
 
     from hero_platform.tune.trial import run_trial
 
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the records that are switched off
     own = {"CPU": 0.01} if sweep.run.scale.num_workers else {"CPU": need.cpus, "GPU": need.gpus}
     return tune.Tuner(
         tune.with_resources(run_trial, own),
         param_space={"environment": worker_environment()},
         tune_config=tune.TuneConfig(
-            search_alg=searcher, num_samples=left, max_concurrent_trials=at_once, reuse_actors=True
+            search_alg=searcher,
+            num_samples=left,
+            max_concurrent_trials=at_once,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: str(trial.trial_id),  # else all settings stand in the folder's name
         ),
         run_config=tune.RunConfig(
             name=f"{sweep.name}-{time.time_ns():x}",  # never resumed by Tune: the study decides
