@@ -103,7 +103,7 @@ def _sweep(own: argparse.Namespace, name: str, run: RunConfig) -> Sweep:
         name=name,
         run=run,
         space=space,
-        trials=_trials(own.trials, name, most),
+        trials=_trials(own, name, most),
         objectives=objectives,
         sampler=sampler,
         scheduler=own.scheduler,
@@ -116,14 +116,14 @@ def _sweep(own: argparse.Namespace, name: str, run: RunConfig) -> Sweep:
     )
 
 
-def _trials(asked: str, name: str, default: int) -> int:
+def _trials(own: argparse.Namespace, name: str, default: int) -> int:
     """How many trials there are to be; `+N` counts from a finished sweep, and goes on with one that is not."""
     from hero_platform.tune.sweep import kept_trials, trials_over
 
     kept = kept_trials(name)
-    if asked.startswith("+"):
-        return kept + int(asked) if kept == 0 or trials_over(name) >= kept else kept
-    return int(asked) if asked else max(kept, default)
+    if own.trials.startswith("+"):
+        return kept + int(own.trials) if kept == 0 or trials_over(name, own.storage) >= kept else kept
+    return int(own.trials) if own.trials else max(kept, default)
 
 
 def _show(own: argparse.Namespace, sweep: Sweep) -> int:

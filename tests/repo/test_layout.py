@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -101,6 +102,7 @@ IMPORTERS = {  # only these files import it, as docs/architecture.md says
 }
 
 
+@functools.cache
 def _imported(path: Path) -> set[str]:
     """Top-level names of everything a file imports, inside functions too, types apart."""
     tree = ast.parse(path.read_text("utf-8"))

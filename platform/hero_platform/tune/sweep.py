@@ -20,6 +20,7 @@ from hero_platform.infer.headline import Headline
 from hero_platform.ray_cluster import cluster, joined
 from hero_platform.scratch import scratch
 from hero_platform.tracking.base import Status as TrackedStatus
+from hero_platform.tracking.base import without_credentials
 from hero_platform.train.failure import TrainingFailed, last_line
 from hero_platform.train.launch import stop_flag
 from hero_platform.train.lease import only_one
@@ -151,10 +152,17 @@ def kept_trials(name: str) -> int:
     return int(files.read_json(path)["trials"]) if files.exists(path) else 0
 
 
-def trials_over(name: str) -> int:
-    """How many trials of the sweep of this name have ended."""
-    kept = files.read_json(files.join(home.sweep_dir(name), FILE))
-    return ended_trials(kept["storage"] or study_address(name), name)
+def trials_over(name: str, storage: str) -> int:
+    """How many trials of the sweep of this name have ended; `storage` is that of the command, with its password."""
+    return ended_trials(_address_of(name, storage), name)
+
+
+def _address_of(name: str, storage: str) -> str:
+    """Where an earlier start kept the study of a sweep."""
+    kept = str(files.read_json(files.join(home.sweep_dir(name), FILE))["storage"])
+    if kept and kept == without_credentials(storage):
+        return storage
+    return kept or study_address(name)
 
 
 def open_study(sweep: Sweep) -> Study:
@@ -178,8 +186,7 @@ def open_study(sweep: Sweep) -> Study:
         earlier = files.read_json(files.join(home.sweep_dir(name), FILE))
         if earlier["identity"]["space"] != _plain(described(sweep.space)):
             raise ValueError(f"--warm-start {name}: that sweep searched another space")
-        address = earlier["storage"] or study_address(name)
-        count = made.adopt(Study(address, name, sweep.space, sweep.objectives), name)
+        count = made.adopt(Study(_address_of(name, sweep.storage), name, sweep.space, sweep.objectives), name)
         logger.info("%s learns from %d trials of %s", sweep.name, count, name)
     return made
 
@@ -198,16 +205,18 @@ def run_sweep(sweep: Sweep) -> SweepResult:
     """
     check_sweep(sweep)
     with only_one(sweep.folder, role="sweep", timeout_s=2.0), stop_flag(threading.Event()) as stop:
-        kept = {"identity": sweep.identity(), "trials": sweep.trials, "storage": sweep.storage}
+        storage = without_credentials(sweep.storage)
+        kept = {"identity": sweep.identity(), "trials": sweep.trials, "storage": storage}
         files.write_json(files.join(sweep.folder, FILE), kept)
         study = open_study(sweep)
+        left = sweep.trials - sum(row.state in ENDED for row in study.rows())
+        at_once = Need.of(sweep.run).at_once(sweep.concurrency, left, *available()) if left > 0 else 0
         record = SweepRecord(sweep, study.rows())
         ended: TrackedStatus = "FAILED"
         try:
-            left = sweep.trials - sum(row.state in ENDED for row in study.rows())
             if left > 0:
                 with Status(sweep.name, sweep.trials, sweep.objectives[0]) as status:
-                    _run(sweep, study, left, stop, status, record)
+                    _run(sweep, study, (left, at_once), stop, status, record)
             over = sum(row.state in ENDED for row in study.rows()) >= sweep.trials
             ended = "FINISHED" if over else "KILLED"
         finally:
@@ -236,7 +245,7 @@ class Need:
         Raises:
             ValueError: not even one fits, or fewer than were asked for.
         """
-        fits = int(min(cpus // self.cpus, gpus // self.gpus if self.gpus else cpus))
+        fits = int(min(cpus / self.cpus, gpus / self.gpus if self.gpus else cpus) + 1e-9)  # ten of 0.1 are 1
         each = f"a trial takes {_count(self.cpus, 'CPU')}" + (f" and {_count(self.gpus, 'GPU')}" if self.gpus else "")
         there = f"there are {_count(cpus, 'CPU')} and {_count(gpus, 'GPU')}"
         if not fits:
@@ -258,11 +267,16 @@ def available() -> tuple[float, float]:
     return float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count())
 
 
-def _run(sweep: Sweep, study: Study, left: int, stop: threading.Event, status: Status, record: SweepRecord) -> None:
-    """Run the trials that are left."""
+def _run(
+    sweep: Sweep,
+    study: Study,
+    trials: tuple[int, int],
+    stop: threading.Event,
+    status: Status,
+    record: SweepRecord,
+) -> None:
+    """Run the trials that are left: so many, and so many at once."""
     os.environ.update({name: os.environ.get(name, value) for name, value in _TUNE.items()})
-    need = Need.of(sweep.run)
-    at_once = need.at_once(sweep.concurrency, left, *available())
     from hero_platform.tune.searcher import StudySearcher
 
     def make(asked: Asked) -> RunConfig:
@@ -276,12 +290,8 @@ def _run(sweep: Sweep, study: Study, left: int, stop: threading.Event, status: S
 
     metrics = [objective.metric for objective in sweep.objectives]
     searcher = StudySearcher(study, sweep.trials, make, metrics, stop, ended)
-    workers = sweep.run.scale.num_workers
-    with (
-        cluster(at_once * (workers or 1), cpus_each=1 if workers else need.cpus, crowded=True),
-        scratch("hero-tune-") as place,
-    ):
-        tuner = _tuner(sweep, searcher, left, at_once, need, place)
+    with cluster(trials[1], cpus_each=Need.of(sweep.run).cpus, crowded=True), scratch("hero-tune-") as place:
+        tuner = _tuner(sweep, searcher, trials, place)
         outcome: list[BaseException | None] = []
 
         def fit() -> None:
@@ -305,20 +315,21 @@ def _run(sweep: Sweep, study: Study, left: int, stop: threading.Event, status: S
         raise TrainingFailed(f"sweep {sweep.name} failed: {last_line(error)}") from error
 
 
-def _tuner(sweep: Sweep, searcher: Any, left: int, at_once: int, need: Need, place: str) -> Any:
+def _tuner(sweep: Sweep, searcher: Any, trials: tuple[int, int], place: str) -> Any:
     from ray import tune
 
     from hero_platform.tune.trial import run_trial
 
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the records that are switched off
-    own = {"CPU": 0.01} if sweep.run.scale.num_workers else {"CPU": need.cpus, "GPU": need.gpus}
+    need = Need.of(sweep.run)
+    own = {"CPU": need.cpus, "GPU": need.gpus} if not sweep.run.scale.num_workers else {"CPU": 0.01}  # workers take it
     return tune.Tuner(
         tune.with_resources(run_trial, own),
         param_space={"environment": worker_environment()},
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            num_samples=left,
-            max_concurrent_trials=at_once,
+            num_samples=trials[0],
+            max_concurrent_trials=trials[1],
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),  # else all settings stand in the folder's name
         ),
