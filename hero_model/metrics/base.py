@@ -5,6 +5,7 @@ Legend: N observations (queries, questions), G groups of observations that are n
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -66,12 +67,15 @@ def bootstrap_interval(
     groups_N = np.arange(len(values_N)) if groups_N is None else np.unique(groups_N, return_inverse=True)[1]
     sums_G = np.bincount(groups_N, weights=values_N)
     counts_G = np.bincount(groups_N)
-    num_groups = len(counts_G)
-    means = np.empty(draws)
-    keys = np.arange(num_groups, dtype=np.uint64)
-    for draw in range(draws):
-        unit = uniform(seed, Stream.BOOTSTRAP, draw, keys, np.zeros(num_groups, dtype=np.int64))
-        picked = (unit * num_groups).astype(np.int64)
-        means[draw] = sums_G[picked].sum() / counts_G[picked].sum()
+    picks = _resamples(seed, draws, len(counts_G))
+    means = np.array([sums_G[picked_G].sum() / counts_G[picked_G].sum() for picked_G in picks])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+@functools.lru_cache(maxsize=1)
+def _resamples(seed: int, draws: int, groups: int) -> np.ndarray:
+    """Which groups each resample holds: `[draws, G]` int32; kept, since all metrics of a split draw the same."""
+    keys, first = np.arange(groups, dtype=np.uint64), np.zeros(groups, dtype=np.int64)
+    units = (uniform(seed, Stream.BOOTSTRAP, draw, keys, first) for draw in range(draws))
+    return np.array([(unit * groups).astype(np.int32) for unit in units])

@@ -174,6 +174,7 @@ def as_written(case: dict[str, Any]) -> CaptionScores:
     return score_captions(predicted, references)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(PROGRAMS is None, reason="needs Java and pycocoevalcap")
 @pytest.mark.parametrize("path", golden.metrics("caption"), ids=lambda path: path.stem)
 def test_captions_with_java(path: Path):
