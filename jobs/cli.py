@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
@@ -65,6 +68,19 @@ def write_json(path: str | None, result: dict[str, Any]) -> None:
 
     if path:
         files.write_json(path, result)
+
+
+def named(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """What a user called by its name.
+
+    Raises:
+        ValueError: there is none of this kind (with the nearest one, and the list).
+    """
+    if name not in table:
+        near = get_close_matches(name, table, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"there is no {kind} {name!r}: {hint}{kind.capitalize()}s: {', '.join(table)}")
+    return table[name]
 
 
 def program_of(module: str) -> str:

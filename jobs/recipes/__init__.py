@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import get_close_matches
 
 from hero_platform.config import RunConfig
+from jobs.cli import named
 from jobs.recipes import finetune, pretrain, synthetic
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
@@ -39,8 +39,4 @@ def recipe(name: str) -> RunConfig:
     Raises:
         ValueError: no recipe has this name (with the nearest one, and the list).
     """
-    if name not in RECIPES:
-        near = get_close_matches(name, RECIPES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"there is no recipe {name!r}: {hint}Recipes: {', '.join(RECIPES)}")
-    return RECIPES[name]()
+    return named("recipe", name, RECIPES)()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 
 from hero_model.tasks import MomentRetrieval, VideoRetrieval, Vsm
 from hero_platform.config import Entry, RunConfig
 from hero_platform.train.resolve import with_batch
 from hero_platform.tune.space import Choice, Derived, Float, Int, Searched, Space, Variant, Variants, with_value
+from jobs.cli import named
 
 SEEDS = 3  # of each cell of the ablation
 
@@ -87,11 +87,7 @@ def space_of(name: str, config: RunConfig) -> Space:
     Raises:
         ValueError: no space has this name (with the nearest one, and the list).
     """
-    if name not in SPACES:
-        near = get_close_matches(name, SPACES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"there is no space {name!r}: {hint}Spaces: {', '.join(SPACES)}")
-    return SPACES[name](config)
+    return named("space", name, SPACES)(config)
 
 
 def _aligned(config: RunConfig) -> list[Vsm | MomentRetrieval | VideoRetrieval]:
