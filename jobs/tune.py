@@ -72,7 +72,7 @@ def _job(own: argparse.Namespace, overrides: list[str]) -> int:
         check_sweep(sweep)
         return _show(own, sweep)
     from hero_platform.train.failure import TrainingFailed
-    from hero_platform.tune.status import best_of, trials_table
+    from hero_platform.tune.status import best_first, trials_table
 
     try:
         result = run_sweep(sweep)
@@ -80,8 +80,8 @@ def _job(own: argparse.Namespace, overrides: list[str]) -> int:
         print(f"{PROGRAM}: {failure}")
         return 1
     print(trials_table(result.rows, result.objectives))
-    if best := best_of(result.rows, result.objectives[0]):
-        print(f"best: trial {best.number}, run {sweep.trial_name(best.number)}, {best.results[0]:.6g}")
+    if best := best_first(result.rows, result.objectives[0]):
+        print(f"best: trial {best[0].number}, run {sweep.trial_name(best[0].number)}, {best[0].results[0]:.6g}")
     again = "; the same command goes on" if result.status == "interrupted" else ""
     print(f"sweep {name} {result.status}: {sweep.folder}{again}")
     write_json(own.json, result.to_dict())

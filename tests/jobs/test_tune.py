@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import optuna
 import pytest
 
 from hero_platform.tracking.journal import read
@@ -120,8 +121,8 @@ def test_a_sweep_in_mlflow_is_a_run_over_its_trials(ray_session, words, tracking
     parent = runs.pop("s")
     assert parent.info.status == "FINISHED" and parent.data.tags["hero.kind"] == "sweep"
     names = [file.path for file in client.list_artifacts(parent.info.run_id, "plots")]
-    expected = ("contour", "history", "importance", "intermediate_values", "parallel_coordinates")
-    assert names == [f"plots/{name}.png" for name in expected]
+    pictures = ("contour", "history", "importance", "intermediate_values", "learning_curves", "parallel_coordinates")
+    assert names == sorted([*(f"plots/{name}.png" for name in pictures), "plots/explore.html"])
     ended = client.get_metric_history(parent.info.run_id, "sweep/ended")
     assert [(point.step, point.value) for point in ended] == [(count, count) for count in range(1, 6)]
     trials = json.loads(Path(client.download_artifacts(parent.info.run_id, "trials.json")).read_text())
@@ -130,4 +131,19 @@ def test_a_sweep_in_mlflow_is_a_run_over_its_trials(ray_session, words, tracking
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert run.data.tags["hero.trial_state"] == "finished" and run.info.status == "FINISHED"
         assert float(run.data.params["searched.optim.lr"]) == trial["optim.lr"] == float(run.data.params["optim.lr"])
-    assert parent.data.metrics["sweep/best/val/loss"] == min(trial["results"][0] for trial in trials)
+    best = min(trials, key=lambda trial: trial["results"][0])
+    assert parent.data.metrics["sweep/best/val/loss"] == best["results"][0]
+    marked = {name for name, run in runs.items() if run.data.tags.get("hero.best_trial") == "true"}
+    assert marked == {parent.data.tags["hero.best_trial"]} == {f"s-{best['number']:04d}"}
+    kept = Path(client.download_artifacts(parent.info.run_id, "study.db"))
+    copied = optuna.load_study(study_name="s", storage=f"sqlite:///{kept}")
+    assert [trial.params["optim.lr"] for trial in copied.trials] == [trial["optim.lr"] for trial in trials]
+    version = client.get_model_version_by_alias("s", "best")
+    assert version.run_id == runs[f"s-{best['number']:04d}"].info.run_id
+    checkpoints = hero_home / "runs" / f"s-{best['number']:04d}" / "checkpoints"
+    kept_best = json.loads((checkpoints / "best.json").read_text())  # validations between checkpoints do not count
+    assert float(version.tags["val/loss"]) == pytest.approx(kept_best["score"], rel=1e-5)
+    weights, own = Path(version.source) / "model.safetensors", checkpoints / f"step_{kept_best['step']:08d}"
+    assert weights.read_bytes() == (own / "model.safetensors").read_bytes()
+    assert tune.main([*tracked, "--trials", "5"]) == 0, "closing it again registers nothing twice"
+    assert len(client.search_model_versions("name = 's'")) == len({version.version, "1"})

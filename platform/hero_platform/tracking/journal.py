@@ -186,6 +186,18 @@ def read(path: str, offset: int = 0) -> Iterator[Record]:
             yield record
 
 
+def read_all(folder: str) -> list[Record]:
+    """The record of a run by its folder, local or remote; empty where there is none."""
+    path = files.join(folder, FILE)
+    if not files.exists(path):
+        return []
+    if not files.is_remote(path):
+        return list(read(path))
+    with tempfile.TemporaryDirectory(prefix="hero-journal-") as place:
+        files.copy_file(path, files.join(place, FILE))
+        return list(read(files.join(place, FILE)))
+
+
 def starts_line(path: str, offset: int) -> bool:
     """Whether a line of a journal starts at a byte offset, or would start there next."""
     if offset == 0 or offset > os.path.getsize(path):

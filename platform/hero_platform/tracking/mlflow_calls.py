@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,22 @@ from hero_platform.tracking.base import flatten
 RUN_TAG = "hero.run_name"
 KIND_TAG, SWEEP = "hero.kind", "sweep"  # of a sweep's own run
 SWEEP_TAG = "hero.sweep"  # of its trials
+BEST_TAG = "hero.best_trial"  # of the best of them: true; of the sweep's run: its name
 PARENT_TAG = "mlflow.parentRunId"
 METRICS_A_CALL = 1000
 PARAMS_A_CALL = TAGS_A_CALL = 100
 PARAM_CHARACTERS = 500
 _BAD_CHARACTERS = re.compile(r"[^A-Za-z0-9_\-. :/]")  # MLflow refuses these in names of metrics and params
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint to register as a model."""
+
+    folder: str  # local or remote; only a local one is uploaded
+    files: tuple[str, ...]  # those of its files that are the model
+    metrics: Mapping[str, float]
+    described: str  # in words
 
 
 def connect(uri: str) -> Any:
@@ -98,6 +110,55 @@ def annotate(
         raise LookupError(f"there is no run {name} of sweep {sweep}")
     log_params(client, found.info.run_id, params, found.data.params)
     set_tags(client, found.info.run_id, {PARENT_TAG: parent_id, **tags})
+
+
+def crown(client: Any, parent_id: str, sweep: str, name: str, checkpoint: Checkpoint) -> None:
+    """Mark the best trial of a sweep, and register its checkpoint as a version of the model of the sweep's name.
+
+    Doing it again changes nothing.
+
+    Raises:
+        LookupError: the server does not have the trial yet.
+    """
+    experiment_id = client.get_run(parent_id).info.experiment_id
+    best = first_run(client, experiment_id, {RUN_TAG: name, SWEEP_TAG: sweep})
+    if best is None:
+        raise LookupError(f"there is no run {name} of sweep {sweep}")
+    run_id = best.info.run_id
+    for other in client.search_runs([experiment_id], f"tags.`{SWEEP_TAG}` = '{sweep}' AND tags.`{BEST_TAG}` = 'true'"):
+        if other.info.run_id != run_id:
+            client.delete_tag(other.info.run_id, BEST_TAG)
+    set_tags(client, run_id, {BEST_TAG: "true"})
+    set_tags(client, parent_id, {BEST_TAG: name})
+    source = checkpoint.folder
+    if not files.is_remote(source):
+        place = f"checkpoint/{files.name_of(source)}"
+        held = {file.path for file in client.list_artifacts(run_id, place)}
+        for file in checkpoint.files:
+            if f"{place}/{file}" not in held:
+                client.log_artifact(run_id, files.join(source, file), place)
+        source = f"{best.info.artifact_uri}/{place}"
+    _register(client, sweep, source, run_id, checkpoint)
+
+
+def _register(client: Any, model: str, source: str, run_id: str, checkpoint: Checkpoint) -> None:
+    """A version of a model for a checkpoint that has none, called `best`."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(model, description=f"The best checkpoint of sweep {model}.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    versions = client.search_model_versions(f"name = '{model}'")
+    version = next((each for each in versions if each.source == source), None) or client.create_model_version(
+        model,
+        source,
+        run_id,
+        tags={_BAD_CHARACTERS.sub("_", metric): f"{value:.6g}" for metric, value in checkpoint.metrics.items()},
+        description=checkpoint.described,
+    )
+    client.set_registered_model_alias(model, "best", version.version)
 
 
 def first_run(client: Any, experiment_id: str, tags: Mapping[str, str]) -> Any:

@@ -111,6 +111,11 @@ class MlflowTracker(JournalTracker):
         run, named = self._info, calls.as_params(params)
         self._add(Job(f"tags of {name}", lambda client, own: calls.annotate(client, own, run.name, name, named, tags)))
 
+    def crown(self, name: str, checkpoint: calls.Checkpoint) -> None:
+        """Mark the best trial of this sweep, and register its checkpoint as a model of the sweep's name."""
+        run = self._info
+        self._add(Job(f"the model of {name}", lambda client, own: calls.crown(client, own, run.name, name, checkpoint)))
+
     def finish(self, status: Status) -> None:
         """Send the rest and the status; what does not arrive in time stays in the journal for the next start."""
         if self._shipper is None:  # never started

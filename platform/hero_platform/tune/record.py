@@ -1,20 +1,33 @@
-"""The sweep's own run in the tracker: what its trials came to, in their order, and the pictures people look for."""
+"""The sweep's own run in the tracker: what its trials came to, in their order, and what people look for (D10)."""
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from hero_platform import home
 from hero_platform.tracking.base import RunInfo, Status, Tracker
+from hero_platform.tracking.journal import read_all
+from hero_platform.tracking.mlflow_calls import Checkpoint
 from hero_platform.tracking.mlflow_tracker import MlflowTracker
 from hero_platform.tracking.system import provenance
-from hero_platform.train.records import make_tracker
-from hero_platform.tune.status import trials_table
+from hero_platform.train import snapshot
+from hero_platform.train.records import FINAL_FILES, make_tracker
+from hero_platform.train.resolve import best_or_last
+from hero_platform.tune.pictures import Curves
+from hero_platform.tune.space import described
+from hero_platform.tune.status import best_first, trials_table
 from hero_platform.tune.study import ENDED, Row, Study
 
 if TYPE_CHECKING:
     from hero_platform.tune.sweep import Sweep
+
+TOP = 5  # trials whose learning curves are drawn
+SMOOTHED = 50  # points that a loss curve has when its steps are averaged
 
 
 class SweepRecord:
@@ -60,11 +73,45 @@ class SweepRecord:
                 self._tracker.annotate(self._sweep.trial_name(row.number), searched, tags)
 
     def finish(self, study: Study, status: Status) -> None:
-        """Keep the table of trials and the pictures, and close."""
-        rows = study.rows()
-        for name, figure in study.figures().items():
+        """Keep the study, the table of trials and the pictures; register the best checkpoint; close."""
+        sweep, rows = self._sweep, study.rows()
+        best = best_first(rows, sweep.objectives[0])
+        curves = {sweep.trial_name(row.number): self._curves(row) for row in best[:TOP]}
+        for name, figure in study.figures(curves).items():
             self._tracker.log_figure(figure, f"plots/{name}")
-        self._tracker.log_text(trials_table(rows, self._sweep.objectives, len(rows)) + "\n", "trials.md")
+        if page := study.page(curves):
+            self._tracker.log_text(page, "plots/explore.html")
+        self._tracker.log_text(trials_table(rows, sweep.objectives, len(rows)) + "\n", "trials.md")
         kept = [{"number": row.number, "state": row.state, "results": row.results, **row.values} for row in rows]
         self._tracker.log_text(json.dumps(kept, indent=2), "trials.json")
-        self._tracker.finish(status)
+        self._tracker.log_text(json.dumps(described(sweep.space), indent=2), "space.json")
+        with tempfile.TemporaryDirectory(prefix="hero-study-") as place:
+            study.copy(f"{place}/study.db")
+            self._tracker.log_artifact(f"{place}/study.db")
+            if best and isinstance(self._tracker, MlflowTracker):
+                self._tracker.crown(sweep.trial_name(best[0].number), self._checkpoint(best[0]))
+            self._tracker.finish(status)
+
+    def _checkpoint(self, row: Row) -> Checkpoint:
+        """The best checkpoint of a trial, with what its validation found."""
+        name = self._sweep.trial_name(row.number)
+        folder = best_or_last(home.checkpoints_dir(name))
+        step = next(step for step, path in snapshot.checkpoints(home.checkpoints_dir(name)).items() if path == folder)
+        found = [record.metrics for record in read_all(home.run_dir(name)) if record.step == step]
+        metrics = {metric: value for each in found for metric, value in each.items() if metric.startswith("val/")}
+        return Checkpoint(folder, FINAL_FILES, metrics, f"Run {name}, step {step:,}.")
+
+    def _curves(self, row: Row) -> Curves:
+        """How a trial learned; its losses are averaged over spans of steps, since each step has a task of its own."""
+        keys = {f"train/loss/{entry.key}" for entry in self._sweep.run.mixture}
+        losses = {
+            record.step: value
+            for record in read_all(home.run_dir(self._sweep.trial_name(row.number)))
+            for metric, value in record.metrics.items()
+            if metric in keys
+        }
+        spans = [span for span in np.array_split(np.array(list(losses.items())), SMOOTHED) if len(span)]
+        means = [span.mean(axis=0).tolist() for span in spans]
+        rungs = row.rungs or {self._sweep.run.steps: row.results[0]}
+        loss = ([step for step, _ in means], [value for _, value in means])
+        return Curves(loss, (list(rungs), list(rungs.values())))

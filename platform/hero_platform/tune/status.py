@@ -57,24 +57,22 @@ class Status:
         over = sum(states[state] for state in ("finished", "pruned", "failed"))
         parts = [f"{self._name}: {over} of {self._trials} trials"]
         parts += [f"{states[state]} {state}" for state in ("running", "pruned", "failed") if states[state]]
-        if best := best_of(rows, self._objective):
-            parts.append(f"best {best.results[0]:.6g} (trial {best.number})")
+        if best := best_first(rows, self._objective):
+            parts.append(f"best {best[0].results[0]:.6g} (trial {best[0].number})")
         if self._ended:
             parts.append(f"{duration((self._trials - over) * seconds / self._ended)} left")
         return " | ".join(parts)
 
 
-def best_of(rows: Sequence[Row], objective: Objective) -> Row | None:
-    """The finished trial with the best value of an objective that comes first in their results."""
-    choose = max if objective.mode == "max" else min
-    done = [row for row in rows if row.state == "finished"]
-    return choose(done, key=lambda row: row.results[0]) if done else None
+def best_first(rows: Sequence[Row], objective: Objective) -> list[Row]:
+    """The finished trials by the objective that comes first in their results."""
+    sign = -1 if objective.mode == "max" else 1
+    return sorted((row for row in rows if row.state == "finished"), key=lambda row: sign * row.results[0])
 
 
 def trials_table(rows: Sequence[Row], objectives: Sequence[Objective], most: int = SHOWN) -> str:
     """The best trials first, then the others as they came; at most `most` of them."""
-    sign = -1 if objectives[0].mode == "max" else 1
-    order = sorted(rows, key=lambda row: (row.state != "finished", sign * row.results[0] if row.results else 0.0))
+    order = [*best_first(rows, objectives[0]), *(row for row in rows if row.state != "finished")]
     searched = list(dict.fromkeys(name for row in order for name in row.values))
     head = ["trial", "state", *(objective.metric for objective in objectives), *searched]
     lines = [

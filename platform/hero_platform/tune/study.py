@@ -26,6 +26,8 @@ from hero_platform.tune.space import Choice, Distribution, Int, Space, combinati
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from hero_platform.tune.pictures import Curves
+
 logger = logging.getLogger(__name__)
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
@@ -139,11 +141,25 @@ class Study:
         """All trials of this sweep in order; those of earlier sweeps are left out."""
         return [self._row(trial) for trial in self._trials() if WARM not in trial.user_attrs]
 
-    def figures(self) -> dict[str, Figure]:
-        """Name of a file -> picture."""
+    def figures(self, curves: Mapping[str, Curves]) -> dict[str, Figure]:
+        """Name of a file -> picture; `curves` are those of the best trials."""
         from hero_platform.tune.pictures import figures
 
-        return figures(self._study, self._names)
+        return figures(self._study, self._names, curves)
+
+    def page(self, curves: Mapping[str, Curves]) -> str:
+        """The pictures to explore, as one HTML page; empty while there is nothing to show."""
+        from hero_platform.tune.pictures import page
+
+        return page(self._study.study_name, self._study, self._names, curves)
+
+    def copy(self, path: str) -> None:
+        """Write the study to a new sqlite file, whatever it is kept in."""
+        optuna.copy_study(
+            from_study_name=self._study.study_name,
+            from_storage=self._study._storage,
+            to_storage=RDBStorage(f"sqlite:///{path}"),
+        )
 
     def ask(self, limit: int) -> Asked | None:
         """The next trial to run: one that a dead driver left, else a new one; None when `limit` have been asked for."""

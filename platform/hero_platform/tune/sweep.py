@@ -29,7 +29,7 @@ from hero_platform.train.resolve import resolve
 from hero_platform.train.worker import LOSS
 from hero_platform.tune.record import SweepRecord
 from hero_platform.tune.space import Space, apply, check, described
-from hero_platform.tune.status import Status, best_of
+from hero_platform.tune.status import Status, best_first
 from hero_platform.tune.study import ENDED, Asked, Objective, Row, Study, ended_trials
 
 logger = logging.getLogger(__name__)
@@ -93,12 +93,12 @@ class SweepResult:
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
-        best = best_of(self.rows, self.objectives[0])
+        best = best_first(self.rows, self.objectives[0])
         return {
             "name": self.name,
             "status": self.status,
             "objectives": [asdict(objective) for objective in self.objectives],
-            "best": best.number if best else None,
+            "best": best[0].number if best else None,
             "trials": [asdict(row) for row in self.rows],
         }
 
