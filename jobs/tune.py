@@ -35,9 +35,15 @@ def parser() -> argparse.ArgumentParser:
     built.add_argument("--space", required=True, help="what to search: lr_and_warmup, mixture, loss_weights, ...")
     built.add_argument("--trials", default="", help="how many; +N extends a finished sweep; default 20, a grid: all")
     built.add_argument("--concurrency", type=int, default=0, help="trials at once (default: as many as fit)")
-    built.add_argument("--scheduler", choices=["asha", "none"], default="none", help="asha stops bad trials early")
+    schedulers = ("asha", "pbt", "none")
+    built.add_argument(
+        "--scheduler", choices=schedulers, default="none", help="asha stops bad trials, pbt replaces them"
+    )
     built.add_argument("--first-rung", type=int, default=0, help="steps before asha stops any (default: 1 validation)")
     built.add_argument("--factor", type=int, default=3, help="asha lets one of so many trials go on from each rung")
+    built.add_argument(
+        "--generation", type=int, default=0, help="steps before pbt replaces any (default: 1 validation)"
+    )
     built.add_argument("--sampler", choices=SAMPLERS, help="who suggests (default: tpe; of the space ablation grid)")
     built.add_argument("--objective", default="", metavar="METRIC[,METRIC]", help="METRIC or METRIC:max or METRIC:min")
     built.add_argument("--storage", default="", help="of the study: a database URL or journal:FILE (default: a file)")
@@ -109,6 +115,7 @@ def _sweep(own: argparse.Namespace, name: str, run: RunConfig) -> Sweep:
         scheduler=own.scheduler,
         first_rung=own.first_rung,
         factor=own.factor,
+        generation=own.generation,
         seed=run.seed,
         concurrency=own.concurrency,
         storage=own.storage,

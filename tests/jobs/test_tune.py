@@ -130,14 +130,18 @@ def test_a_sweep_in_mlflow_is_a_run_over_its_trials(ray_session, words, tracking
         run = runs[f"s-{trial['number']:04d}"]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert run.data.tags["hero.trial_state"] == "finished" and run.info.status == "FINISHED"
-        assert float(run.data.params["searched.optim.lr"]) == trial["optim.lr"] == float(run.data.params["optim.lr"])
+        assert (
+            float(run.data.params["searched.optim.lr"])
+            == trial["values"]["optim.lr"]
+            == float(run.data.params["optim.lr"])
+        )
     best = min(trials, key=lambda trial: trial["results"][0])
     assert parent.data.metrics["sweep/best/val/loss"] == best["results"][0]
     marked = {name for name, run in runs.items() if run.data.tags.get("hero.best_trial") == "true"}
     assert marked == {parent.data.tags["hero.best_trial"]} == {f"s-{best['number']:04d}"}
     kept = Path(client.download_artifacts(parent.info.run_id, "study.db"))
     copied = optuna.load_study(study_name="s", storage=f"sqlite:///{kept}")
-    assert [trial.params["optim.lr"] for trial in copied.trials] == [trial["optim.lr"] for trial in trials]
+    assert [trial.params["optim.lr"] for trial in copied.trials] == [trial["values"]["optim.lr"] for trial in trials]
     version = client.get_model_version_by_alias("s", "best")
     assert version.run_id == runs[f"s-{best['number']:04d}"].info.run_id
     checkpoints = hero_home / "runs" / f"s-{best['number']:04d}" / "checkpoints"

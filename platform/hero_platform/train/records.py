@@ -191,12 +191,14 @@ def run_info(config: RunConfig, *, resume_step: int, same_split: bool, provenanc
 
 
 def keep_results(tracker: Tracker, config: RunConfig, folder: str) -> None:
-    """Give a finished run's tracker its loss curves as a picture and its final checkpoint."""
+    """Give a finished run's tracker its loss curves as a picture, and its final weights where they are asked for."""
     keys = {f"train/loss/{entry.key}" for entry in config.mixture}
     curves = {name: points for name, points in tracker.history("train/loss/").items() if name in keys}
     if curves:
         plotted = {name: (list(points), list(points.values())) for name, points in sorted(curves.items())}
         tracker.log_figure(loss_figure(plotted), "plots/loss.png")
+    if not config.tracking.keep_weights:
+        return
     newest = snapshot.choose(files.join(folder, "checkpoints"), "last")
     for name in FINAL_FILES:
         tracker.log_artifact(files.join(newest, name), f"checkpoint/{files.name_of(newest)}")

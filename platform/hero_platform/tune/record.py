@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,10 +21,11 @@ from hero_platform.train.records import FINAL_FILES, make_tracker
 from hero_platform.train.resolve import best_or_last
 from hero_platform.tune.pictures import Curves
 from hero_platform.tune.space import described
-from hero_platform.tune.status import best_first, trials_table
+from hero_platform.tune.status import Cost, best_first, trials_table
 from hero_platform.tune.study import ENDED, Row, Study
 
 if TYPE_CHECKING:
+    from hero_platform.tune.need import Need
     from hero_platform.tune.sweep import Sweep
 
 TOP = 5  # trials whose learning curves are drawn
@@ -33,7 +35,7 @@ SMOOTHED = 50  # points that a loss curve has when its steps are averaged
 class SweepRecord:
     """Records a sweep; a start that goes on records only what is new."""
 
-    def __init__(self, sweep: Sweep, rows: Sequence[Row]) -> None:
+    def __init__(self, sweep: Sweep, rows: Sequence[Row], need: Need) -> None:
         self._sweep = sweep
         self._tracker: Tracker = make_tracker(sweep.run, sweep.folder)
         self._tracker.start(
@@ -47,6 +49,10 @@ class SweepRecord:
         )
         recorded = self._tracker.history("sweep/")
         self._recorded = set(recorded.get("sweep/ended", {}))
+        gpus = need.gpus > 0
+        self._cost_metric = "sweep/gpu_hours" if gpus else "sweep/cpu_hours"
+        spent = max(recorded.get(self._cost_metric, {}).values(), default=0.0)
+        self.cost = Cost("GPU-hours" if gpus else "CPU-hours", need.gpus if gpus else need.cpus, spent)
         self.update(rows)
 
     def update(self, rows: Sequence[Row]) -> None:
@@ -63,13 +69,16 @@ class SweepRecord:
                 continue
             self._recorded.add(count)
             names = (f"sweep/{each.metric}" for each in self._sweep.objectives)
-            metrics = {"sweep/ended": float(count), **dict(zip(names, row.results, strict=False))}
+            metrics = {"sweep/ended": float(count), self._cost_metric: self.cost.hours}
+            metrics |= dict(zip(names, row.results, strict=False))
             if best is not None:
                 metrics[f"sweep/best/{objective.metric}"] = best
             self._tracker.log(count, metrics)
             if isinstance(self._tracker, MlflowTracker):
                 searched = {f"searched.{name}": value for name, value in row.values.items()}
                 tags = {"hero.trial": str(row.number), "hero.trial_state": row.state, "hero.trial_reason": row.reason}
+                if row.parent is not None:
+                    tags["hero.forked_from"] = f"{self._sweep.trial_name(row.parent)} step {row.forked_at}"
                 self._tracker.annotate(self._sweep.trial_name(row.number), searched, tags)
 
     def finish(self, study: Study, status: Status) -> None:
@@ -82,8 +91,7 @@ class SweepRecord:
         if page := study.page(curves):
             self._tracker.log_text(page, "plots/explore.html")
         self._tracker.log_text(trials_table(rows, sweep.objectives, len(rows)) + "\n", "trials.md")
-        kept = [{"number": row.number, "state": row.state, "results": row.results, **row.values} for row in rows]
-        self._tracker.log_text(json.dumps(kept, indent=2), "trials.json")
+        self._tracker.log_text(json.dumps([asdict(row) for row in rows], indent=2), "trials.json")
         self._tracker.log_text(json.dumps(described(sweep.space), indent=2), "space.json")
         with tempfile.TemporaryDirectory(prefix="hero-study-") as place:
             study.copy(f"{place}/study.db")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from ray.tune.search import Searcher
 
@@ -21,12 +21,34 @@ from hero_platform.tune.trial import STOP_FILE
 logger = logging.getLogger(__name__)
 
 
+class Supply(Protocol):
+    """Hands out the trials of a study."""
+
+    waiting: bool  # whether there will be more, once one that runs has ended
+
+    def ask(self) -> Asked | None:
+        """The next trial to run; None: there is none, or none now."""
+
+
+class Each:
+    """Hands out every trial once, to its end."""
+
+    waiting = False
+
+    def __init__(self, study: Study, limit: int) -> None:
+        self._study, self._limit = study, limit
+
+    def ask(self) -> Asked | None:
+        """The next of `limit` trials."""
+        return self._study.ask(self._limit)
+
+
 class StudySearcher(Searcher):
     """Suggests the trials of a study.
 
     Args:
         study: of the sweep.
-        limit: how many trials the sweep has.
+        supply: hands out its trials.
         make: the run of a trial; raises ValueError when its values do not go together.
         metrics: names of the objectives.
         stop: set when no more trials are to begin and those under way are to commit and end.
@@ -36,16 +58,16 @@ class StudySearcher(Searcher):
     def __init__(
         self,
         study: Study,
-        limit: int,
+        supply: Supply,
         make: Callable[[Asked], RunConfig],
         metrics: Sequence[str],
         stop: threading.Event,
         ended: Callable[[Row], None],
     ) -> None:
         super().__init__()
-        self._study, self._limit, self._make = study, limit, make
+        self._study, self._supply, self._make = study, supply, make
         self._metrics, self._stop, self._ended = tuple(metrics), stop, ended
-        self._running: dict[str, tuple[int, RunConfig]] = {}
+        self._running: dict[str, tuple[Asked, RunConfig]] = {}
         self._failures: dict[str, str] = {}
         self._interrupted: set[str] = set()
 
@@ -56,8 +78,10 @@ class StudySearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial, as `run_trial` takes it."""
         while not self._stop.is_set():
-            asked = self._study.ask(self._limit)
+            asked = self._supply.ask()
             if asked is None:
+                if self._supply.waiting:
+                    return None
                 break
             try:
                 config = self._make(asked)
@@ -65,13 +89,13 @@ class StudySearcher(Searcher):
                 self._ended(self._study.tell(asked.number, failure=" ".join(str(error).split())))
                 continue
             files.remove(files.join(home.run_dir(config.name), STOP_FILE))  # of a driver that died
-            self._running[trial_id] = asked.number, config
+            self._running[trial_id] = asked, config
             return {"config": config_io.to_json(config), "metrics": self._metrics, "stopped": asked.stopped}
         return Searcher.FINISHED
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Keep a report; stop the trial where the study says so."""
-        number, config = self._running[trial_id]
+        asked, config = self._running[trial_id]
         if result.get("status") == "failed":
             self._failures[trial_id] = result["failure"]
         elif result.get("status") == "interrupted" and self._stop.is_set():
@@ -80,7 +104,7 @@ class StudySearcher(Searcher):
         stops = self._stop.is_set()
         if all(name in result for name in names):
             found = [float(result[name]) for name in names]
-            stops |= self._study.report(number, result["step"], found, last=result["step"] >= config.steps)
+            stops |= self._study.report(asked.number, result["step"], found, last=result["step"] >= config.steps)
         if stops:
             files.write_bytes(files.join(home.run_dir(config.name), STOP_FILE), b"")
 
@@ -91,12 +115,15 @@ class StudySearcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """A trial has ended; one that was interrupted stays open, for the same command to go on with."""
-        number, config = self._running.pop(trial_id)
+        asked, config = self._running.pop(trial_id)
         files.remove(files.join(home.run_dir(config.name), STOP_FILE))
         if trial_id in self._interrupted or (error and self._stop.is_set()):
             return
         failure = self._failures.pop(trial_id, "its process was lost too often" if error else "")
-        self._ended(self._study.tell(number, failure=failure))
+        if asked.until and not failure:
+            self._study.rest(asked.number, config.steps)
+        else:
+            self._ended(self._study.tell(asked.number, failure=failure))
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune keeps a copy of all it was given; this one is never used."""

@@ -136,10 +136,21 @@ def check(space: Space, config: RunConfig) -> None:
     """
     if not space.searched:
         raise ValueError(f"space {space.name} has nothing to search in recipe {config.recipe}: choose another --space")
-    _check(space.searched, config, f"space {space.name}")
+    for _ in tried(space, config):
+        pass
 
 
-def _check(searched: Mapping[str, Searched], config: RunConfig, where: str) -> None:
+def tried(space: Space, config: RunConfig) -> Iterator[tuple[str, Distribution, RunConfig, RunConfig]]:
+    """The ends of every distribution and every alternative: where, over what, the config before and after.
+
+    Raises as `check` does.
+    """
+    yield from _tried(space.searched, config, f"space {space.name}")
+
+
+def _tried(
+    searched: Mapping[str, Searched], config: RunConfig, where: str
+) -> Iterator[tuple[str, Distribution, RunConfig, RunConfig]]:
     for name, what in searched.items():
         place = f"{where}: {name}"
         over = _distribution(what)
@@ -158,8 +169,9 @@ def _check(searched: Mapping[str, Searched], config: RunConfig, where: str) -> N
                     changed = with_value(config, name, value)
             except ValueError as error:
                 raise ValueError(f"{place} = {value}: {error}") from error
+            yield place, over, config, changed
             if isinstance(what, Variants):
-                _check(what.options[str(value)].searched, changed, f"{place}={value}")
+                yield from _tried(what.options[str(value)].searched, changed, f"{place}={value}")
 
 
 def combinations(space: Space) -> list[dict[str, Any]]:

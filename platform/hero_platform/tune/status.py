@@ -6,20 +6,37 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TextIO
 
 from hero_platform.report.table import aligned
 from hero_platform.telemetry import LINE_EVERY_S, REDRAW_EVERY_S, duration
-from hero_platform.tune.study import Objective, Row
+from hero_platform.tune.study import Objective, Row, newest
 
 SHOWN = 10  # trials in the table at the end
+
+
+@dataclass
+class Cost:
+    """What the trials of a sweep have taken: their time on whatever they hold, over all starts."""
+
+    unit: str  # GPU-hours, or CPU-hours where a trial takes no GPU
+    each: float  # GPUs, or CPUs, of one trial
+    hours: float  # so far
+    counted: float | None = None  # monotonic clock, until when
+
+    def count(self, now: float, running: int) -> None:
+        """Add the time since it was last counted."""
+        if self.counted is not None:
+            self.hours += (now - self.counted) * running * self.each / 3600
+        self.counted = now
 
 
 class Status:
     """One line, redrawn on a terminal, repeated now and then in a log; a line of its own for each trial that ended."""
 
-    def __init__(self, name: str, trials: int, objective: Objective, stream: TextIO | None = None) -> None:
-        self._name, self._trials, self._objective = name, trials, objective
+    def __init__(self, name: str, trials: int, objective: Objective, cost: Cost, stream: TextIO | None = None) -> None:
+        self._name, self._trials, self._objective, self._cost = name, trials, objective, cost
         self._stream = stream or sys.stderr
         self._began = time.monotonic()
         self._ended = 0
@@ -42,6 +59,7 @@ class Status:
     def show(self, rows: Sequence[Row]) -> None:
         """Show where the sweep is, not more often than is good to read."""
         now = time.monotonic()
+        self._cost.count(now, sum(row.state == "running" for row in rows))
         if now - self._shown >= (REDRAW_EVERY_S if self._stream.isatty() else LINE_EVERY_S):
             self._shown = now
             line = self.line(rows, now - self._began)
@@ -53,14 +71,17 @@ class Status:
 
     def line(self, rows: Sequence[Row], seconds: float) -> str:
         """The line, `seconds` after this start of the sweep."""
-        states = Counter(row.state for row in rows)
+        states = Counter(row.state for row in newest(rows))
         over = sum(states[state] for state in ("finished", "pruned", "failed"))
         parts = [f"{self._name}: {over} of {self._trials} trials"]
         parts += [f"{states[state]} {state}" for state in ("running", "pruned", "failed") if states[state]]
+        if copies := sum(row.parent is not None for row in rows):
+            parts.append(f"{copies} replaced")
         if best := best_first(rows, self._objective):
             parts.append(f"best {best[0].results[0]:.6g} (trial {best[0].number})")
         if self._ended:
             parts.append(f"{duration((self._trials - over) * seconds / self._ended)} left")
+        parts.append(f"{self._cost.hours:.3g} {self._cost.unit}")
         return " | ".join(parts)
 
 
@@ -74,12 +95,14 @@ def trials_table(rows: Sequence[Row], objectives: Sequence[Objective], most: int
     """The best trials first, then the others as they came; at most `most` of them."""
     order = [*best_first(rows, objectives[0]), *(row for row in rows if row.state != "finished")]
     searched = list(dict.fromkeys(name for row in order for name in row.values))
-    head = ["trial", "state", *(objective.metric for objective in objectives), *searched]
+    copied = any(row.parent is not None for row in rows)
+    head = ["trial", "state", *(objective.metric for objective in objectives), *(["from"] if copied else []), *searched]
     lines = [
         [
             str(row.number),
             row.state,
             *([f"{value:.6g}" for value in row.results] or ["-"] * len(objectives)),
+            *([f"{row.parent}@{row.forked_at}" if row.parent is not None else "-"] if copied else []),
             *(_text(row.values[name]) if name in row.values else "-" for name in searched),
         ]
         for row in order[:most]

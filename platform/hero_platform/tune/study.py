@@ -40,6 +40,7 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "nsga2": lambda seed: NSGAIISampler(seed=seed),
 }
 READY, PRUNED_AT, FAILURE, WARM, VALUES = "ready", "pruned_at", "failure", "from_sweep", "values"
+SLOT, PARENT, FORKED_AT, REACHED = "slot", "parent", "forked_at", "reached"  # of the trials of a population
 _STATES = {
     TrialState.COMPLETE: "finished",
     TrialState.PRUNED: "pruned",
@@ -80,6 +81,7 @@ class Asked:
     number: int
     values: dict[str, Any]
     stopped: bool  # it was told to stop before its driver died: only its run has to be closed
+    until: int = 0  # the step where it is to rest; 0: at its end
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,10 @@ class Row:
     results: tuple[float, ...]  # of the objectives; empty: none yet
     rungs: dict[int, float]  # step -> the objective there
     reason: str  # why it was stopped or failed
+    slot: int  # its place in a population; alone it is its number
+    parent: int | None = None  # the trial whose run it goes on from
+    forked_at: int = 0  # the step where it does
+    reached: int = 0  # the step where it rests
 
 
 class Study:
@@ -219,9 +225,21 @@ class Study:
         trial.set_user_attr(VALUES, {**kept.get(VALUES, {}), str(step): list(results)})  # last: the step is settled
         return stops
 
-    def tell(self, number: int, *, failure: str = "") -> Row:
-        """A trial has ended; what was reported says how."""
+    def rest(self, number: int, step: int) -> None:
+        """A trial has come to a step and waits to be asked for again."""
+        self._asked.pop(number).set_user_attr(REACHED, step)
+
+    def succeed(self, row: Row, parent: int, step: int, values: Mapping[str, Any]) -> None:
+        """Put a trial that goes on from another one in the place of one that does not."""
+        self._study.enqueue_trial(
+            dict(values), user_attrs={SLOT: row.slot, PARENT: parent, FORKED_AT: step, REACHED: step}
+        )
+
+    def tell(self, number: int, *, failure: str = "", replaced_at: int = 0) -> Row:
+        """A trial has ended; what was reported says how, or the step where another one took its place."""
         trial = self._asked.pop(number)
+        if replaced_at:
+            trial.set_user_attr(PRUNED_AT, replaced_at)
         kept = trial.user_attrs
         results = self._results(kept.get(VALUES, {}))
         if failure or not (results or PRUNED_AT in kept):
@@ -260,7 +278,18 @@ class Study:
             reason = f"stopped after step {kept[PRUNED_AT]:,}"
         results = tuple(trial.values) if trial.state is TrialState.COMPLETE else self._results(kept.get(VALUES, {}))
         rungs = dict(sorted(trial.intermediate_values.items()))
-        return Row(trial.number, _STATES[trial.state], dict(trial.params), results, rungs, reason)
+        return Row(
+            number=trial.number,
+            state=_STATES[trial.state],
+            values=dict(trial.params),
+            results=results,
+            rungs=rungs,
+            reason=reason,
+            slot=kept.get(SLOT, trial.number),
+            parent=kept.get(PARENT),
+            forked_at=kept.get(FORKED_AT, 0),
+            reached=kept.get(REACHED, 0),
+        )
 
     def _results(self, reported: Mapping[str, Sequence[float]]) -> tuple[float, ...]:
         """The best value of one objective; the last ones of several, which belong together."""
@@ -270,6 +299,11 @@ class Study:
             return tuple(reported[max(reported, key=int)])
         finite = [value for (value,) in reported.values() if value == value]
         return (self._best(finite),) if finite else ()
+
+
+def newest(rows: Sequence[Row]) -> list[Row]:
+    """Who holds each place of a population; of trials that are none, all of them."""
+    return list({row.slot: row for row in rows}.values())
 
 
 def ended_trials(storage: str, name: str) -> int:

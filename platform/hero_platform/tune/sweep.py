@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -17,20 +18,23 @@ from hero_platform import files, home
 from hero_platform.config import RunConfig, differences, identity
 from hero_platform.feed.loader import open_stores
 from hero_platform.infer.headline import Headline
-from hero_platform.ray_cluster import cluster, joined
+from hero_platform.ray_cluster import cluster
 from hero_platform.scratch import scratch
 from hero_platform.tracking.base import Status as TrackedStatus
 from hero_platform.tracking.base import without_credentials
 from hero_platform.train.failure import TrainingFailed, last_line
+from hero_platform.train.fork import fork
 from hero_platform.train.launch import stop_flag
 from hero_platform.train.lease import only_one
 from hero_platform.train.on_ray import worker_environment
 from hero_platform.train.resolve import resolve
 from hero_platform.train.worker import LOSS
+from hero_platform.tune.need import Need, available
+from hero_platform.tune.pbt import Population, check_population
 from hero_platform.tune.record import SweepRecord
 from hero_platform.tune.space import Space, apply, check, described
 from hero_platform.tune.status import Status, best_first
-from hero_platform.tune.study import ENDED, Asked, Objective, Row, Study, ended_trials
+from hero_platform.tune.study import ENDED, Asked, Objective, Row, Study, ended_trials, newest
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +58,10 @@ class Sweep:
     trials: int
     objectives: tuple[Objective, ...]
     sampler: str = "tpe"
-    scheduler: Literal["asha", "none"] = "none"
+    scheduler: Literal["asha", "pbt", "none"] = "none"
     first_rung: int = 0  # steps; 0: one validation
     factor: int = 3  # one of so many trials goes on from each rung
+    generation: int = 0  # steps between two decisions over a population; 0: one validation
     seed: int = 0
     concurrency: int = 0  # trials at once; 0: as many as there is room for
     storage: str = ""  # of the study; empty: a file beside the sweep
@@ -71,9 +76,26 @@ class Sweep:
         """Name of a trial's run."""
         return f"{self.name}-{number:04d}"
 
+    def trial(self, number: int, values: Mapping[str, Any], until: int = 0) -> RunConfig:
+        """The run of a trial, to the step where it rests; 0: to its end.
+
+        Raises:
+            ValueError: its values do not go together.
+        """
+        config = apply(self.space, self.run, values)
+        tracking = replace(config.tracking, sweep=self.name, keep_weights=config.tracking.keep_weights and not until)
+        steps = until or config.steps
+        return resolve(replace(config, name=self.trial_name(number), tracking=tracking, steps=steps))
+
+    @property
+    def every(self) -> int:
+        """Steps of a generation."""
+        return self.generation or self.run.evaluation.every
+
     def identity(self) -> dict[str, Any]:
         """What makes it this sweep, as plain data."""
-        said = {name: getattr(self, name) for name in ("sampler", "scheduler", "first_rung", "factor", "seed")}
+        names = ["sampler", "scheduler", "first_rung", "factor", "seed"]
+        said = {name: getattr(self, name) for name in (*names, *(["generation"] if self.scheduler == "pbt" else []))}
         objectives = [asdict(objective) for objective in self.objectives]
         return {"run": identity(self.run), "space": described(self.space), "objectives": objectives, **said}
 
@@ -124,6 +146,10 @@ def check_sweep(sweep: Sweep) -> None:
     check(sweep.space, sweep.run)
     if len(sweep.objectives) > 1 and sweep.scheduler != "none":
         raise ValueError(f"--scheduler {sweep.scheduler} needs one objective, not {len(sweep.objectives)}")
+    if sweep.scheduler == "pbt":
+        check_population(sweep.space, sweep.run, sweep.trials, sweep.every)
+        if (kept := kept_trials(sweep.name)) not in (0, sweep.trials):
+            raise ValueError(f"sweep {sweep.name!r} has a population of {kept}, which stays: start a new --name")
     if sweep.sampler == "cmaes" and len(sweep.objectives) > 1:
         raise ValueError("--sampler cmaes takes one objective: choose nsga2 or tpe")
     if files.is_remote(sweep.folder) and not sweep.storage:
@@ -191,6 +217,28 @@ def open_study(sweep: Sweep) -> Study:
     return made
 
 
+def population(sweep: Sweep, study: Study) -> Population:
+    """Who hands out the trials of a sweep that trains a population."""
+
+    def begin(row: Row, donor: int, step: int) -> None:
+        try:
+            config = sweep.trial(row.number, row.values)
+        except ValueError:  # its values do not go together: the trial will say so when it is its turn
+            return
+        fork(config, sweep.trial_name(donor), step)
+
+    return Population(
+        study,
+        sweep.space,
+        size=sweep.trials,
+        generation=sweep.every,
+        steps=sweep.run.steps,
+        seed=sweep.seed,
+        mode=sweep.objectives[0].mode,
+        fork=begin,
+    )
+
+
 def study_address(name: str) -> str:
     """Where the study of a sweep is kept when nothing else is said."""
     return f"sqlite:///{files.join(home.sweep_dir(name), 'study.db')}"
@@ -209,15 +257,16 @@ def run_sweep(sweep: Sweep) -> SweepResult:
         kept = {"identity": sweep.identity(), "trials": sweep.trials, "storage": storage}
         files.write_json(files.join(sweep.folder, FILE), kept)
         study = open_study(sweep)
-        left = sweep.trials - sum(row.state in ENDED for row in study.rows())
-        at_once = Need.of(sweep.run).at_once(sweep.concurrency, left, *available()) if left > 0 else 0
-        record = SweepRecord(sweep, study.rows())
+        left = sweep.trials - _over(study)
+        need = Need.of(sweep.run)
+        at_once = need.at_once(sweep.concurrency, left, *available()) if left > 0 else 0
+        record = SweepRecord(sweep, study.rows(), need)
         ended: TrackedStatus = "FAILED"
         try:
             if left > 0:
-                with Status(sweep.name, sweep.trials, sweep.objectives[0]) as status:
+                with Status(sweep.name, sweep.trials, sweep.objectives[0], record.cost) as status:
                     _run(sweep, study, (left, at_once), stop, status, record)
-            over = sum(row.state in ENDED for row in study.rows()) >= sweep.trials
+            over = _over(study) >= sweep.trials
             ended = "FINISHED" if over else "KILLED"
         finally:
             record.finish(study, ended)
@@ -225,46 +274,9 @@ def run_sweep(sweep: Sweep) -> SweepResult:
     return SweepResult(sweep.name, "finished" if over else "interrupted", sweep.objectives, rows)
 
 
-@dataclass(frozen=True)
-class Need:
-    """What one trial takes."""
-
-    cpus: int
-    gpus: float
-
-    @staticmethod
-    def of(run: RunConfig) -> Need:
-        """Of a run in one process, its threads; of one on Ray workers, a CPU for each."""
-        workers = run.scale.num_workers
-        cpus = workers or max(run.scale.threads_per_worker, 1)
-        return Need(cpus, run.scale.gpus_per_worker * max(workers, 1))
-
-    def at_once(self, asked: int, left: int, cpus: float, gpus: float) -> int:
-        """How many trials run at once where so many CPUs and GPUs are.
-
-        Raises:
-            ValueError: not even one fits, or fewer than were asked for.
-        """
-        fits = int(min(cpus / self.cpus, gpus / self.gpus if self.gpus else cpus) + 1e-9)  # ten of 0.1 are 1
-        each = f"a trial takes {_count(self.cpus, 'CPU')}" + (f" and {_count(self.gpus, 'GPU')}" if self.gpus else "")
-        there = f"there are {_count(cpus, 'CPU')} and {_count(gpus, 'GPU')}"
-        if not fits:
-            raise ValueError(f"{each}; {there}")
-        if asked > fits:
-            total = _count(asked * self.cpus, "CPU") + (f" and {_count(asked * self.gpus, 'GPU')}" if self.gpus else "")
-            raise ValueError(f"{each}, {asked} at once take {total}; {there}: use --concurrency {fits} or less")
-        return min(asked or fits, left)
-
-
-def _count(number: float, what: str) -> str:
-    return f"{number:g} {what}{'' if number == 1 else 's'}"
-
-
-def available() -> tuple[float, float]:
-    """CPUs and GPUs of the cluster that is there, else of this machine."""
-    if found := joined():
-        return found.get("CPU", 0.0), found.get("GPU", 0.0)
-    return float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count())
+def _over(study: Study) -> int:
+    """How many trials have ended and have no successor."""
+    return sum(row.state in ENDED for row in newest(study.rows()))
 
 
 def _run(
@@ -277,19 +289,18 @@ def _run(
 ) -> None:
     """Run the trials that are left: so many, and so many at once."""
     os.environ.update({name: os.environ.get(name, value) for name, value in _TUNE.items()})
-    from hero_platform.tune.searcher import StudySearcher
+    from hero_platform.tune.searcher import Each, StudySearcher
 
     def make(asked: Asked) -> RunConfig:
-        config = apply(sweep.space, sweep.run, asked.values)
-        tracking = replace(config.tracking, sweep=sweep.name)
-        return resolve(replace(config, name=sweep.trial_name(asked.number), tracking=tracking))
+        return sweep.trial(asked.number, asked.values, asked.until)
 
     def ended(row: Row) -> None:
         status.ended(row)
         record.update(study.rows())
 
     metrics = [objective.metric for objective in sweep.objectives]
-    searcher = StudySearcher(study, sweep.trials, make, metrics, stop, ended)
+    supply = population(sweep, study) if sweep.scheduler == "pbt" else Each(study, sweep.trials)
+    searcher = StudySearcher(study, supply, make, metrics, stop, ended)
     with cluster(trials[1], cpus_each=Need.of(sweep.run).cpus, crowded=True), scratch("hero-tune-") as place:
         tuner = _tuner(sweep, searcher, trials, place)
         outcome: list[BaseException | None] = []
@@ -328,7 +339,7 @@ def _tuner(sweep: Sweep, searcher: Any, trials: tuple[int, int], place: str) -> 
         param_space={"environment": worker_environment()},
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            num_samples=trials[0],
+            num_samples=trials[0] if sweep.scheduler != "pbt" else -1,  # a population's trials come and go
             max_concurrent_trials=trials[1],
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),  # else all settings stand in the folder's name

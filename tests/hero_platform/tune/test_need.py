@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hero_platform.tune.sweep import Need
+from hero_platform.tune.need import Need
 
 
 @pytest.mark.parametrize(

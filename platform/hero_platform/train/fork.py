@@ -1,0 +1,39 @@
+"""A run that begins where another one is: the same weights, moments and record, other settings from there on."""
+
+from __future__ import annotations
+
+import logging
+
+from hero_platform import config_io, files, home
+from hero_platform.config import RunConfig
+from hero_platform.tracking.journal import FILE
+from hero_platform.train import snapshot
+
+logger = logging.getLogger(__name__)
+
+FORKED = "forked.json"  # in the run's folder: which run and step it began from, and the digest of that checkpoint
+
+
+def fork(config: RunConfig, donor: str, step: int) -> None:
+    """Begin a run from the checkpoint of a step where another run rests; a run that was begun is left as it is.
+
+    Whoever dies here leaves a folder without `config.json`, which is made anew.
+
+    Args:
+        config: of the new run; its model has the shape of the other's.
+        donor: name of the run that it begins from.
+        step: updates behind the checkpoint.
+
+    Raises:
+        ValueError: there is no such checkpoint, or it is damaged.
+    """
+    folder, origin = home.run_dir(config.name), home.run_dir(donor)
+    if files.exists(files.join(folder, "config.json")):
+        return
+    source = snapshot.choose(home.checkpoints_dir(donor), step)
+    commit = snapshot.verify(source)
+    files.remove_tree(folder)
+    files.copy_tree(source, files.join(home.checkpoints_dir(config.name), files.name_of(source)))
+    files.copy_file(files.join(origin, FILE), files.join(folder, FILE))
+    files.write_json(files.join(folder, FORKED), {"run": donor, "step": step, "digest": commit["digest"]})
+    files.write_json(files.join(folder, "config.json"), config_io.to_dict(config))

@@ -1,0 +1,70 @@
+"""A forked run is its donor from there on, bit for bit, as long as its settings are the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hero_platform import config_io, files
+from hero_platform.tracking.journal import read
+from hero_platform.train.fork import FORKED, fork
+from hero_platform.train.launch import launch
+from hero_platform.train.snapshot import choose, weights_digest
+from jobs import train
+
+
+@pytest.fixture
+def donor(tiny_store: str, hero_home: Path) -> Callable[[int], None]:
+    """Trains run `donor` to a step."""
+
+    def trained(steps: int) -> None:
+        words = ["pretrain_synthetic", "--store", f"synthetic={tiny_store}", "--model", "debug", "--batch", "8"]
+        rest = ["--tracking.kind", "none", "--evaluation.every", "3", "--checkpoint.every", "3"]
+        assert train.main([*words, "--name", "donor", "--steps", str(steps), *rest]) == 0
+
+    return trained
+
+
+def config_of(home: Path, name: str, **changes: object):
+    read_back = config_io.from_json((home / "runs" / "donor" / "config.json").read_text())
+    return replace(read_back, name=name, **changes)
+
+
+def curve(home: Path, name: str) -> dict[int, float]:
+    records = read(str(home / "runs" / name / "metrics.jsonl"))
+    return {
+        r.step: v for r in records for k, v in r.metrics.items() if k.startswith("train/loss/") and k.count("/") == 3
+    }
+
+
+def test_a_fork_goes_on_as_its_donor_does(donor, hero_home: Path, monkeypatch):
+    donor(6)
+    with pytest.raises(ValueError, match="there is no checkpoint of step 5"):
+        fork(config_of(hero_home, "same"), "donor", 5)
+    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr(files, "copy_file", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        fork(config_of(hero_home, "same"), "donor", 6)
+    assert not (hero_home / "runs" / "same" / "config.json").exists()
+    same = config_of(hero_home, "same", steps=12)
+    other = config_of(hero_home, "other", steps=12)
+    other = replace(other, optim=replace(other.optim, lr=other.optim.lr * 2))
+    for config in (same, other):
+        fork(config, "donor", 6)
+    donor(12)
+    for config in (same, other):
+        fork(config, "donor", 6)  # it was begun: nothing happens
+        assert launch(config).resumed_from == 6
+    whole = curve(hero_home, "donor")
+    assert sorted(whole) == list(range(1, 13)) and curve(hero_home, "same") == whole
+    names = ("donor", "same", "other")
+    digests = [weights_digest(choose(f"{hero_home}/runs/{name}/checkpoints", "last")) for name in names]
+    assert digests[0] == digests[1] != digests[2]
+    parted = curve(hero_home, "other")
+    assert [step for step in whole if whole[step] != parted[step]] == list(range(8, 13)), "the rate acts after a step"
+    assert (
+        json.loads((hero_home / "runs" / "other" / FORKED).read_text()).items() >= {"run": "donor", "step": 6}.items()
+    )
