@@ -14,9 +14,24 @@ SETTINGS = ["--space", "lr_and_warmup", "--trials", str(TRIALS), "--concurrency"
 SETTINGS += ["--factor", "2", "--steps", "36", "--evaluation.every", "9", "--checkpoint.every", "9", "--seed", "3"]
 
 
-def sweep(runs, name: str, *extra: str):
+POPULATION = ["--space", "lr_and_warmup", "--trials", "3", "--concurrency", "1", "--scheduler", "pbt"]
+POPULATION += [
+    "--generation",
+    "6",
+    "--steps",
+    "18",
+    "--evaluation.every",
+    "6",
+    "--checkpoint.every",
+    "6",
+    "--seed",
+    "3",
+]
+
+
+def sweep(runs, name: str, settings: list[str] = SETTINGS):
     """Start a sweep as a user does."""
-    words = runs.words(name, *SETTINGS, *extra, "--tracking.kind", "none", "--json", str(runs.home / f"{name}.json"))
+    words = runs.words(name, *settings, "--tracking.kind", "none", "--json", str(runs.home / f"{name}.json"))
     return runs._command(["jobs.tune", *words], name, [])
 
 
@@ -56,4 +71,33 @@ def test_the_driver_and_trials_are_killed_and_nothing_is_lost_or_repeated(runs):
     assert table(runs, "hit") == whole
     for number in range(TRIALS):
         assert runs.record(f"hit-{number:04d}") == runs.record(f"steady-{number:04d}")
+    assert runs.left() == []
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_population_that_is_killed_goes_on_as_one_that_nobody_touched(runs):
+    assert sweep(runs, "calm", POPULATION).wait() == 0, runs.said("calm")
+    whole = table(runs, "calm")
+    copies = [trial for trial in whole if trial["parent"] is not None]
+    assert [trial["forked_at"] for trial in copies] == [6, 12], "one of three is replaced after each generation"
+    ended = sorted(trial["state"] for trial in whole)
+    assert ended == ["finished"] * 3 + ["pruned"] * 2
+
+    process = sweep(runs, "shot", POPULATION)
+    runs.until(lambda: reached(runs, "shot", 1) >= 4, process)
+    os.kill(process.pid, signal.SIGKILL)  # in the first generation
+    process.wait()
+    process = sweep(runs, "shot", POPULATION)
+    runs.until(lambda: (runs.home / "runs" / "shot-0003" / "config.json").exists(), process)
+    os.kill(process.pid, signal.SIGKILL)  # the moment the first copy was made
+    process.wait()
+    process = sweep(runs, "shot", POPULATION)
+    runs.until(lambda: reached(runs, "shot", 3) >= 9, process)
+    lease = json.loads((runs.home / "runs" / "shot-0003" / ".driver.lease.json").read_text())
+    os.kill(lease["pid"], signal.SIGKILL)  # the process of a copy that trains
+    assert process.wait() == 0, runs.said("shot")
+    assert table(runs, "shot") == whole
+    for trial in whole:
+        assert runs.record(f"shot-{trial['number']:04d}") == runs.record(f"calm-{trial['number']:04d}")
     assert runs.left() == []

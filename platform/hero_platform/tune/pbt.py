@@ -35,6 +35,7 @@ class Population:
         seed: of every decision.
         mode: which way the objective is better.
         fork: begins the run of one trial (a row) from that of another (its number) at a step.
+        ended: called with each trial that was replaced.
     """
 
     def __init__(
@@ -48,11 +49,12 @@ class Population:
         seed: int,
         mode: str,
         fork: Callable[[Row, int, int], None],
+        ended: Callable[[Row], None],
     ) -> None:
         self._study, self._space, self._size = study, space, size
         self._generation, self._steps, self._seed = generation, steps, seed
         self._sign = -1 if mode == "max" else 1
-        self._fork = fork
+        self._fork, self._ended = fork, ended
         self._asked: dict[int, Asked] = {}  # those that rest
         self.waiting = False  # whether those that rest wait for the others of their generation
 
@@ -64,8 +66,8 @@ class Population:
         if not alive:
             return None
         at = min(row.reached for row in alive)
-        if at and self._replace(at):
-            self._take_up()
+        if at:
+            self._replace(at)
         resting = [row for row in self._study.rows() if row.number in self._asked and row.reached == at]
         if not resting:
             return None
@@ -78,26 +80,20 @@ class Population:
         while asked := self._study.ask(self._size + sum(row.parent is not None for row in rows)):
             self._asked[asked.number] = asked
 
-    def _replace(self, at: int) -> bool:
-        """Stop the worst of a generation and put copies of the best in their places; what was done stays done.
-
-        Returns:
-            Whether there was something to do.
-        """
-        new = False
+    def _replace(self, at: int) -> None:
+        """Stop the worst of a generation and put copies of the best in their places; what was done stays done."""
         for loser, donor in self._decided(at):
             copy = self._copy(loser.slot, at)
             if copy is None:
                 chance = random.Random(f"{self._seed} {at} {loser.slot} values")
                 self._study.succeed(loser, donor.number, at, explored(self._space, donor.values, chance))
+                self._take_up()
                 copy = self._copy(loser.slot, at)
-                new = True
             assert copy is not None
             self._fork(copy, donor.number, at)
             if loser.state == "running":
                 self._asked.pop(loser.number, None)
-                self._study.tell(loser.number, replaced_at=at)
-        return new
+                self._ended(self._study.tell(loser.number, replaced_at=at))
 
     def _copy(self, slot: int, at: int) -> Row | None:
         """The trial that began in this place at this step."""

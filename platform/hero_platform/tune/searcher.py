@@ -71,6 +71,11 @@ class StudySearcher(Searcher):
         self._failures: dict[str, str] = {}
         self._interrupted: set[str] = set()
 
+    @property
+    def running(self) -> int:
+        """How many trials run."""
+        return len(self._running)
+
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """Nothing of Tune's is needed."""
         return True

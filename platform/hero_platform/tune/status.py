@@ -56,25 +56,27 @@ class Status:
         reason = f": {row.reason}" if row.reason else ""
         self._write(f"{self._name}: trial {row.number} {row.state}{result}{reason}\n")
 
-    def show(self, rows: Sequence[Row]) -> None:
-        """Show where the sweep is, not more often than is good to read."""
+    def show(self, rows: Sequence[Row], running: int) -> None:
+        """Show where the sweep is while so many trials run, not more often than is good to read."""
         now = time.monotonic()
-        self._cost.count(now, sum(row.state == "running" for row in rows))
+        self._cost.count(now, running)
         if now - self._shown >= (REDRAW_EVERY_S if self._stream.isatty() else LINE_EVERY_S):
             self._shown = now
-            line = self.line(rows, now - self._began)
+            line = self.line(rows, running, now - self._began)
             self._write(line if self._stream.isatty() else f"{line}\n")
 
     def _write(self, text: str) -> None:
         self._stream.write(f"\r\033[K{text}" if self._stream.isatty() else text)
         self._stream.flush()
 
-    def line(self, rows: Sequence[Row], seconds: float) -> str:
+    def line(self, rows: Sequence[Row], running: int, seconds: float) -> str:
         """The line, `seconds` after this start of the sweep."""
         states = Counter(row.state for row in newest(rows))
         over = sum(states[state] for state in ("finished", "pruned", "failed"))
         parts = [f"{self._name}: {over} of {self._trials} trials"]
-        parts += [f"{states[state]} {state}" for state in ("running", "pruned", "failed") if states[state]]
+        counts = {"running": running, "resting": states["running"] - running}
+        counts |= {state: states[state] for state in ("pruned", "failed")}
+        parts += [f"{count} {state}" for state, count in counts.items() if count > 0]
         if copies := sum(row.parent is not None for row in rows):
             parts.append(f"{copies} replaced")
         if best := best_first(rows, self._objective):

@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -217,7 +217,7 @@ def open_study(sweep: Sweep) -> Study:
     return made
 
 
-def population(sweep: Sweep, study: Study) -> Population:
+def population(sweep: Sweep, study: Study, ended: Callable[[Row], None]) -> Population:
     """Who hands out the trials of a sweep that trains a population."""
 
     def begin(row: Row, donor: int, step: int) -> None:
@@ -236,6 +236,7 @@ def population(sweep: Sweep, study: Study) -> Population:
         seed=sweep.seed,
         mode=sweep.objectives[0].mode,
         fork=begin,
+        ended=ended,
     )
 
 
@@ -299,7 +300,7 @@ def _run(
         record.update(study.rows())
 
     metrics = [objective.metric for objective in sweep.objectives]
-    supply = population(sweep, study) if sweep.scheduler == "pbt" else Each(study, sweep.trials)
+    supply = population(sweep, study, ended) if sweep.scheduler == "pbt" else Each(study, sweep.trials)
     searcher = StudySearcher(study, supply, make, metrics, stop, ended)
     with cluster(trials[1], cpus_each=Need.of(sweep.run).cpus, crowded=True), scratch("hero-tune-") as place:
         tuner = _tuner(sweep, searcher, trials, place)
@@ -318,7 +319,7 @@ def _run(
         asked = False
         while thread.is_alive():
             thread.join(LOOK_EVERY_S)
-            status.show(study.rows())
+            status.show(study.rows(), searcher.running)
             if stop.is_set() and not asked:
                 asked = True
                 searcher.stop_all()

@@ -35,6 +35,7 @@ class World:
 
     def __init__(self, storage: str, life: int = 10**9, failing: tuple[int, ...] = ()) -> None:
         self.storage, self.life, self.failing = storage, life, failing
+        self.ended: list[Row] = []
         self.runs: dict[int, list[float]] = {}  # number -> what it has learned after each generation
 
     def tick(self) -> None:
@@ -44,6 +45,7 @@ class World:
 
     def fork(self, row: Row, donor: int, step: int) -> None:
         self.tick()
+        assert row.values["x"] and row.values["n"]
         if row.number not in self.runs:
             assert len(self.runs[donor]) * GENERATION == step, "the donor rests at that step"
             self.runs[row.number] = list(self.runs[donor])
@@ -53,7 +55,7 @@ class World:
         """One driver: opens the study and works until all is done, several trials under way at once."""
         study = Study(self.storage, "s", SPACE, (Objective("val/r1", "max"),), seed=3)
         sizes = {"size": SIZE, "generation": GENERATION, "steps": STEPS}
-        population = Population(study, SPACE, **sizes, seed=3, mode="max", fork=self.fork)
+        population = Population(study, SPACE, **sizes, seed=3, mode="max", fork=self.fork, ended=self.ended.append)
         busy: list[Any] = []
         while True:
             self.tick()
@@ -92,6 +94,7 @@ def test_a_population_whose_drivers_die_is_one_that_nobody_touched(tmp_path: Pat
         except Killed:
             deaths += 1
     assert deaths > 8 and rows == whole and hit.runs == steady.runs
+    assert sorted(row.number for row in steady.ended) == [row.number for row in whole if row.state == "pruned"]
 
 
 def test_the_worst_go_on_as_copies_of_the_best(tmp_path: Path):
