@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hero_platform import files
+from hero_platform.scratch import scratch
 from hero_platform.tracking.base import alarm_text, is_deterministic, same
 
 logger = logging.getLogger(__name__)
@@ -184,6 +185,17 @@ def read(path: str, offset: int = 0) -> Iterator[Record]:
                 return
             offset = record.end
             yield record
+
+
+def of_run(folder: str) -> Iterator[Record]:
+    """The intact records of the run in a folder, local or remote; none where nothing was recorded."""
+    path = files.join(folder, FILE)
+    if not files.is_remote(folder):
+        yield from read(path)
+    elif files.exists(path):
+        with scratch("hero-journal-") as place:
+            files.copy_file(path, files.join(place, FILE))
+            yield from read(files.join(place, FILE))
 
 
 def starts_line(path: str, offset: int) -> bool:
