@@ -78,7 +78,7 @@ def test_it_says_where_losses_part_what_differs_and_what_came_out(runs: Path, co
         s for n in old if n.startswith("train/loss/") for s in old[n] if new.get(n, {}).get(s) != old[n][s]
     )
     assert values == [own.get(name, {}).get(step) for own in (old, new)] and values[0] != values[1]
-    assert facts["losses"]["slower"]["stream"] == 1 and "other examples or masks from step 1 on" in said
+    assert facts["losses"]["slower"]["stream"] == 1 and "other examples or masks, first at step 1" in said
     assert facts["losses"]["twin"]["equal"]
     assert facts["names"] == ["base", "slower", "twin"]
     assert facts["rows"] == {"config": {"optim.lr": ["0.002", "0.001", "0.002"]}, "seed": {"seed": ["77", "5", "77"]}}
@@ -150,16 +150,16 @@ def test_what_was_not_recorded_is_not_called_equal(runs: Path, compared):
 
 def test_starts_on_another_split_and_other_code_are_told(runs: Path, short_run, monkeypatch, compared):
     monkeypatch.setattr("hero_platform.tracking.system.packages", lambda: ["torch==1.0"])
-    more = ["--steps", "8", "--checkpoint.every", "3", "--scale.threads-per-worker", "2"]
+    more = ["--steps", "8", "--checkpoint.every", "3", "--scale.micro-batch", "2"]
     assert train.main(short_run("base", *more)) == 0
     said, facts = compared("slower", "base")
     assert facts["rows"]["split"]["workers"] == [
         "1 x 1 threads on cpu",
-        "from step 0: 1 x 1 threads on cpu; from step 6: 1 x 2 threads on cpu",
+        "from step 0: 1 x 1 threads on cpu; from step 6: 1 x 1 threads on cpu in micro-batches of 2",
     ]
     assert facts["rows"]["code"]["over its starts"][1].startswith("2 versions of code or packages")
     assert "of 6 steps that both have (base has 2 more)" in said
-    assert facts["rows"]["execution"]["scale.threads_per_worker"] == ["1", "2"]
+    assert facts["rows"]["execution"]["scale.micro_batch"] == ["0", "2"]
 
 
 def test_runs_may_lie_in_a_remote_store(runs: Path, monkeypatch, compared):

@@ -127,15 +127,16 @@ def test_an_interrupted_trial_is_repeated_to_the_end(runs: Path, again):
     assert starts_of(str(runs / "cut-again"))[0].config.tracking.sweep == ""
 
 
-def test_threads_are_those_of_the_run_and_another_split_explains(runs: Path, again):
+def test_threads_are_those_of_the_run_and_another_device_explains(runs: Path, again):
     path = runs / "base" / "starts" / "0000.json"
     facts = json.loads(path.read_text())
-    facts["config"]["scale"]["threads_per_worker"] = 0  # the node's cores
-    path.write_text(json.dumps(facts | {"threads_per_worker": 3, "device": "cuda:0"}))
+    facts["config"]["scale"]["threads_per_worker"] = 0  # the node's cores, whatever they are here
+    path.write_text(json.dumps(facts | {"threads_per_worker": 7}))
+    assert again("base", "--dry-run")[2]["rows"]["execution"] == {"scale.threads_per_worker": ["0", "7"]}
+    path.write_text(json.dumps(facts | {"device": "cuda:0"}))
     code, _, facts = again("base")
     (start,) = starts_of(str(runs / "base-again"))
-    assert start.threads == 3 and code == 0
-    assert "split (workers)" in facts["losses"]["reasons"]
+    assert code == 0 and start.threads == 1 and facts["losses"]["reasons"] == ["split (workers)"]
 
 
 def test_initial_weights_that_are_other_or_gone(runs: Path, again):

@@ -43,9 +43,7 @@ class Curves:
             for metric, value in record.metrics.items():
                 if metric.startswith((_LOSS, _STREAM, *_RESULTS)):
                     points.setdefault(metric, {})[record.step] = value
-        path = files.join(folder, "checkpoints", snapshot.BEST)
-        best = files.read_json(path) if files.exists(path) else None
-        return cls(name, points, best and (int(best["step"]), str(best["metric"])))
+        return cls(name, points, snapshot.best_of(files.join(folder, "checkpoints")))
 
     @property
     def steps(self) -> set[int]:
@@ -109,7 +107,7 @@ class Parting:
         extent = f"{self.steps:,} steps" + (f" that both have ({', '.join(more)})" if more else "")
         if not self.steps:
             return f"{self.new}: no step in common with {self.old}" + (f" ({', '.join(more)})" if more else "")
-        read = "the same examples" if self.stream is None else f"other examples or masks from step {self.stream:,} on"
+        read = "the same examples" if self.stream is None else f"other examples or masks, first at step {self.stream:,}"
         if self.loss is None:
             return f"{self.new}: losses equal to those of {self.old}, bit for bit, in {extent}; {read}"
         step, name, *values = self.loss
