@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hero_platform import files
+from hero_platform.scratch import scratch
 from hero_platform.tracking.base import alarm_text, is_deterministic, same
 
 logger = logging.getLogger(__name__)
@@ -186,16 +187,15 @@ def read(path: str, offset: int = 0) -> Iterator[Record]:
             yield record
 
 
-def read_all(folder: str) -> list[Record]:
-    """The record of a run by its folder, local or remote; empty where there is none."""
+def of_run(folder: str) -> Iterator[Record]:
+    """The intact records of the run in a folder, local or remote; none where nothing was recorded."""
     path = files.join(folder, FILE)
-    if not files.exists(path):
-        return []
-    if not files.is_remote(path):
-        return list(read(path))
-    with tempfile.TemporaryDirectory(prefix="hero-journal-") as place:
-        files.copy_file(path, files.join(place, FILE))
-        return list(read(files.join(place, FILE)))
+    if not files.is_remote(folder):
+        yield from read(path)
+    elif files.exists(path):
+        with scratch("hero-journal-") as place:
+            files.copy_file(path, files.join(place, FILE))
+            yield from read(files.join(place, FILE))
 
 
 def starts_line(path: str, offset: int) -> bool:

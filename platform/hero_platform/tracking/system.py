@@ -62,6 +62,11 @@ def git_state(folder: Path) -> dict[str, str]:
     }
 
 
+def changed_files(old: str, new: str) -> str:
+    """What git says changed between two commits of this checkout, a line a file; empty where it lacks one of them."""
+    return _git(_REPOSITORY, "diff", "--stat", old, new, "--")
+
+
 def packages() -> list[str]:
     """Every installed distribution as `name==version`, sorted: the dependency lock of this run."""
     found = {f"{dist.name}=={dist.version}" for dist in importlib.metadata.distributions() if dist.name}
@@ -79,6 +84,7 @@ def hardware() -> dict[str, Any]:
         "system": platform.platform(),
         "python": sys.version.split()[0],
         "cpu": _cpu_name(),
+        "cpu_kernels": torch.backends.cpu.get_cpu_capability(),  # the instructions torch chose: others round otherwise
         "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "gpus": [{"name": gpu.name, "memory_gb": round(gpu.total_memory / 1e9, 1)} for gpu in gpus],

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-
 from hero_platform import config_io, files, home
 from hero_platform.config import RunConfig
 from hero_platform.tracking.journal import FILE
 from hero_platform.train import snapshot
 
-logger = logging.getLogger(__name__)
-
 FORKED = "forked.json"  # in the run's folder: which run and step it began from, and the digest of that checkpoint
+
+
+def origin_of(run: str) -> tuple[str, int] | None:
+    """Name and step of what a run was forked from; None: it began from its initial weights."""
+    path = files.join(home.run_dir(run), FORKED)
+    if not files.exists(path):
+        return None
+    kept = files.read_json(path)
+    return str(kept["run"]), int(kept["step"])
 
 
 def fork(config: RunConfig, donor: str, step: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import hashlib
 import json
 import logging
 import math
@@ -47,6 +48,7 @@ class Start:
     threads: int  # of each rank
     device: str
     config: RunConfig
+    made_with: str = ""  # digest of its code and packages; empty: not recorded
 
 
 def note_start(folder: str, start: Start, provenance: Mapping[str, Any]) -> None:
@@ -62,6 +64,7 @@ def note_start(folder: str, start: Start, provenance: Mapping[str, Any]) -> None
         "threads_per_worker": start.threads,
         "device": start.device,
         "torch": torch.__version__,
+        "made_with": made_with(provenance),
         "config": config_io.to_dict(start.config),
     }
     files.write_json(files.join(folder, STATUS_FILE), {"status": RUNNING})  # until this start says how it ended
@@ -69,6 +72,20 @@ def note_start(folder: str, start: Start, provenance: Mapping[str, Any]) -> None
     files.write_json(files.join(place, f"{number:04d}.json"), record)
     if provenance:
         files.write_json(files.join(folder, PROVENANCE_FILE), dict(provenance))
+
+
+def made_with(provenance: Mapping[str, Any]) -> str:
+    """SHA-256 of the code and packages in a `provenance()`; empty where it has neither."""
+    git = {key: text for key, text in provenance.get("git", {}).items() if key != "branch"}
+    parts = [git, provenance.get("packages", [])]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest() if any(parts) else ""
+
+
+def provenance_of(folder: str) -> dict[str, Any]:
+    """What the newest start of a run kept of its machine; with an empty git state where it kept nothing."""
+    path = files.join(folder, PROVENANCE_FILE)
+    found: dict[str, Any] = files.read_json(path) if files.exists(path) else {"git": {}}
+    return found
 
 
 def _start_files(folder: str) -> list[str]:
@@ -87,7 +104,7 @@ def _read_start(path: str) -> Start | None:
         seconds = calendar.timegm(time.strptime(record["time"], _TIME))
         config = config_io.from_json(json.dumps(record["config"]))
         split = (int(record["world"]), int(record["threads_per_worker"]), str(record["device"]))
-        return Start(int(record["step"]), seconds * 1000, *split, config)
+        return Start(int(record["step"]), seconds * 1000, *split, config, str(record.get("made_with", "")))
     except (ValueError, KeyError, TypeError):
         return None
 

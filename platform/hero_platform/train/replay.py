@@ -25,7 +25,7 @@ from hero_platform.feed.loader import Feed, Prefetcher, open_stores
 from hero_platform.heartbeat import watched
 from hero_platform.scratch import scratch
 from hero_platform.tracking.base import same
-from hero_platform.tracking.journal import FILE, read
+from hero_platform.tracking.journal import of_run
 from hero_platform.train import determinism, snapshot
 from hero_platform.train.comm import Comm
 from hero_platform.train.failure import TrainingFailed
@@ -157,18 +157,13 @@ def run_rank(made: Plan, config: RunConfig, comm: Comm) -> dict[str, float]:
 
 def _recorded(folder: str, step: int) -> tuple[dict[str, float], int | None]:
     """What the journal says about a step and when it was first recorded; nothing when it does not hold it."""
-    with scratch("hero-replay-") as place:
-        path = files.join(folder, FILE)
-        if files.is_remote(folder) and files.exists(path):
-            files.copy_file(path, files.join(place, FILE))
-            path = files.join(place, FILE)
-        values: dict[str, float] = {}
-        t_ms = None
-        for record in read(path):
-            new = {name: value for name, value in record.metrics.items() if name.startswith(_COMPARED)}
-            if record.step == step and new:
-                values |= new
-                t_ms = t_ms or record.t_ms
+    values: dict[str, float] = {}
+    t_ms = None
+    for record in of_run(folder):
+        new = {name: value for name, value in record.metrics.items() if name.startswith(_COMPARED)}
+        if record.step == step and new:
+            values |= new
+            t_ms = t_ms or record.t_ms
     return values, t_ms
 
 

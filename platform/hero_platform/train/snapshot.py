@@ -70,6 +70,14 @@ def choose(root: str, which: int | Literal["best", "last"]) -> str:
     return paths[which]
 
 
+def best_of(root: str) -> tuple[int, str] | None:
+    """Step of the best checkpoint and the metric that chose it; None where none has a score, or its note is damaged."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, FileNotFoundError):
+        record = files.read_json(files.join(root, BEST))
+        return int(record["step"]), str(record["metric"])
+    return None
+
+
 def load(path: str) -> Snapshot:
     """Read one checkpoint and verify every byte.
 
@@ -131,9 +139,7 @@ def survey(root: str) -> list[Listed]:
             commits[step] = verify(path)
         except ValueError as error:
             problems[step] = str(error)
-    best = -1
-    with contextlib.suppress(ValueError, KeyError, TypeError, FileNotFoundError):
-        best = int(files.read_json(files.join(root, BEST))["step"])
+    best = best_of(root)
     return [
         Listed(
             step,
@@ -142,7 +148,7 @@ def survey(root: str) -> list[Listed]:
             commits[step]["digest"] if step in commits else "",
             commits[step]["score"] if step in commits else None,
             problems.get(step, ""),
-            step == best,
+            best is not None and step == best[0],
             step == max(commits, default=-1),
         )
         for step, path in sorted(found.items())

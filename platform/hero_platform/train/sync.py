@@ -16,9 +16,9 @@ from hero_platform.tracking.note import Note
 from hero_platform.train.failure import TrainingFailed
 from hero_platform.train.lease import only_one
 from hero_platform.train.records import (
-    PROVENANCE_FILE,
     keep_evaluations,
     keep_results,
+    provenance_of,
     run_folder,
     run_info,
     starts_of,
@@ -67,8 +67,7 @@ def sync(name: str, *, patience_s: float = 60.0, progress: Callable[[str], None]
         journal = files.join(folder, FILE)
         complete = note is not None and note.clean and note.shipped == files.size_of(journal)
         local = [] if files.is_remote(folder) else list(read(journal))
-        path = files.join(folder, PROVENANCE_FILE)
-        provenance = files.read_json(path) if files.exists(path) else {"git": {}}  # never this machine's
+        provenance = provenance_of(folder)  # never this machine's
         info = run_info(config, resume_step=starts[-1].step, same_split=False, provenance=provenance)
         tracker.start(replace(info, ended_ms=local[-1].t_ms if local else None))
         records = sum(1 for _ in read(tracker.journal.path))

@@ -12,7 +12,7 @@ import numpy as np
 
 from hero_platform import home
 from hero_platform.tracking.base import RunInfo, Status, Tracker
-from hero_platform.tracking.journal import read_all
+from hero_platform.tracking.journal import of_run
 from hero_platform.tracking.mlflow_calls import Checkpoint
 from hero_platform.tracking.mlflow_tracker import MlflowTracker
 from hero_platform.tracking.system import provenance
@@ -105,7 +105,7 @@ class SweepRecord:
         name = self._sweep.trial_name(row.number)
         folder = best_or_last(home.checkpoints_dir(name))
         step = next(step for step, path in snapshot.checkpoints(home.checkpoints_dir(name)).items() if path == folder)
-        found = [record.metrics for record in read_all(home.run_dir(name)) if record.step == step]
+        found = [record.metrics for record in of_run(home.run_dir(name)) if record.step == step]
         metrics = {metric: value for each in found for metric, value in each.items() if metric.startswith("val/")}
         return Checkpoint(folder, FINAL_FILES, metrics, f"Run {name}, step {step:,}.")
 
@@ -114,7 +114,7 @@ class SweepRecord:
         keys = {f"train/loss/{entry.key}" for entry in self._sweep.run.mixture}
         losses = {
             record.step: value
-            for record in read_all(home.run_dir(self._sweep.trial_name(row.number)))
+            for record in of_run(home.run_dir(self._sweep.trial_name(row.number)))
             for metric, value in record.metrics.items()
             if metric in keys
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from hero_platform import config_io, files
-from hero_platform.tracking.journal import read
-from hero_platform.train.fork import FORKED, fork
+from hero_platform.tracking.journal import of_run
+from hero_platform.train.fork import fork, origin_of
 from hero_platform.train.launch import launch
 from hero_platform.train.snapshot import choose, weights_digest
-from jobs import train
+from jobs import reproduce, train
 
 
 @pytest.fixture
@@ -23,7 +22,16 @@ def donor(tiny_store: str, hero_home: Path) -> Callable[[int], None]:
 
     def trained(steps: int) -> None:
         words = ["pretrain_synthetic", "--store", f"synthetic={tiny_store}", "--model", "debug", "--batch", "8"]
-        rest = ["--tracking.kind", "none", "--evaluation.every", "3", "--checkpoint.every", "3"]
+        rest = [
+            "--tracking.kind",
+            "none",
+            "--evaluation.every",
+            "3",
+            "--checkpoint.every",
+            "3",
+            "--checkpoint.keep-last",
+            "9",
+        ]
         assert train.main([*words, "--name", "donor", "--steps", str(steps), *rest]) == 0
 
     return trained
@@ -35,10 +43,9 @@ def config_of(home: Path, name: str, **changes: object):
 
 
 def curve(home: Path, name: str) -> dict[int, float]:
-    records = read(str(home / "runs" / name / "metrics.jsonl"))
-    return {
-        r.step: v for r in records for k, v in r.metrics.items() if k.startswith("train/loss/") and k.count("/") == 3
-    }
+    """Step -> loss of its task."""
+    found = [(record.step, *item) for record in of_run(f"{home}/runs/{name}") for item in record.metrics.items()]
+    return {step: value for step, name, value in found if name.startswith("train/loss/") and name.count("/") == 3}
 
 
 def test_a_fork_goes_on_as_its_donor_does(donor, hero_home: Path, monkeypatch):
@@ -65,6 +72,6 @@ def test_a_fork_goes_on_as_its_donor_does(donor, hero_home: Path, monkeypatch):
     assert digests[0] == digests[1] != digests[2]
     parted = curve(hero_home, "other")
     assert [step for step in whole if whole[step] != parted[step]] == list(range(8, 13)), "the rate acts after a step"
-    assert (
-        json.loads((hero_home / "runs" / "other" / FORKED).read_text()).items() >= {"run": "donor", "step": 6}.items()
-    )
+    assert origin_of("other") == ("donor", 6) and origin_of("donor") is None
+    assert reproduce.main(["other"]) == 0, "it is forked again"
+    assert curve(hero_home, "other-again") == parted
