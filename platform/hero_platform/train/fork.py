@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hero_platform import config_io, files, home
 from hero_platform.config import RunConfig
-from hero_platform.tracking.journal import FILE
+from hero_platform.tracking.journal import FILE, of_run
 from hero_platform.train import snapshot
 
 FORKED = "forked.json"  # in the run's folder: which run and step it began from, and the digest of that checkpoint
@@ -20,7 +20,7 @@ def origin_of(run: str) -> tuple[str, int] | None:
 
 
 def fork(config: RunConfig, donor: str, step: int) -> None:
-    """Begin a run from the checkpoint of a step where another run rests; a run that was begun is left as it is.
+    """Begin a run from the checkpoint of a step of another run; a run that was begun is left as it is.
 
     Whoever dies here leaves a folder without `config.json`, which is made anew.
 
@@ -39,6 +39,17 @@ def fork(config: RunConfig, donor: str, step: int) -> None:
     commit = snapshot.verify(source)
     files.remove_tree(folder)
     files.copy_tree(source, files.join(home.checkpoints_dir(config.name), files.name_of(source)))
-    files.copy_file(files.join(origin, FILE), files.join(folder, FILE))
+    record = files.read_bytes(files.join(origin, FILE))[: _recorded_until(origin, step)]
+    files.write_bytes(files.join(folder, FILE), record)
     files.write_json(files.join(folder, FORKED), {"run": donor, "step": step, "digest": commit["digest"]})
     files.write_json(files.join(folder, "config.json"), config_io.to_dict(config))
+
+
+def _recorded_until(folder: str, step: int) -> int:
+    """Where in the journal of a run what came after a step begins, in bytes."""
+    end = 0
+    for record in of_run(folder):
+        if "train/lr" in record.metrics and record.step > step:
+            break
+        end = record.end
+    return end
