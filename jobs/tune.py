@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     )
     built.add_argument("recipe", help="a recipe's name, such as finetune_tvr")
     add_common(built, name="the sweep's name (default: RECIPE-SPACE); the same name goes on with it")
-    built.add_argument("--space", required=True, help="what to search: lr_and_warmup, mixture, loss_weights, ...")
+    built.add_argument("--space", required=True, help="what to search: lr_and_warmup, mixture, init_from:SWEEP, ...")
     built.add_argument("--trials", default="", help="how many; +N extends a finished sweep; default 20, a grid: all")
     built.add_argument("--concurrency", type=int, default=0, help="trials at once (default: as many as fit)")
     schedulers = ("asha", "pbt", "none")
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     built.add_argument(
         "--generation", type=int, default=0, help="steps before pbt replaces any (default: 1 validation)"
     )
-    built.add_argument("--sampler", choices=SAMPLERS, help="who suggests (default: tpe; of the space ablation grid)")
+    built.add_argument("--sampler", choices=SAMPLERS, help="who suggests (default: tpe; of a grid, grid)")
     built.add_argument("--objective", default="", metavar="METRIC[,METRIC]", help="METRIC or METRIC:max or METRIC:min")
     built.add_argument("--storage", default="", help="of the study: a database URL or journal:FILE (default: a file)")
     built.add_argument("--warm-start", action="append", default=[], metavar="SWEEP", help="learn from an earlier sweep")
@@ -68,7 +68,7 @@ def _job(own: argparse.Namespace, overrides: list[str]) -> int:
     from hero_platform.train.resolve import resolve
     from jobs.arguments import configure
 
-    name = own.name or f"{own.recipe}-{own.space}"
+    name = own.name or f"{own.recipe}-{own.space.replace(':', '-')}"
     own.name = ""
     run = resolve(configure(own, overrides, PROGRAM))
     sweep = _sweep(own, name, run)
@@ -99,10 +99,10 @@ def _sweep(own: argparse.Namespace, name: str, run: RunConfig) -> Sweep:
     from hero_platform.tune.space import combinations
     from hero_platform.tune.study import Objective
     from hero_platform.tune.sweep import Sweep, default_objective
-    from jobs.recipes.sweeps import space_of
+    from jobs.recipes.sweeps import GRIDS, space_of
 
     space = space_of(own.space, run)
-    sampler = own.sampler or ("grid" if own.space == "ablation" else "tpe")
+    sampler = own.sampler or ("grid" if space.name in GRIDS else "tpe")
     objectives = tuple(Objective.parse(text) for text in own.objective.split(",") if text) or (default_objective(run),)
     most = len(combinations(space)) if sampler == "grid" else 20
     return Sweep(

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from hero_model.tasks import MomentRetrieval, VideoRetrieval, Vsm
+from hero_platform import config_io, files
 from hero_platform.config import Entry, RunConfig
+from hero_platform.train.records import run_folder
 from hero_platform.train.resolve import with_batch
 from hero_platform.tune.space import Choice, Derived, Float, Int, Searched, Space, Variant, Variants, with_value
 from jobs.cli import named
@@ -76,18 +78,35 @@ def ablation(config: RunConfig) -> Space:
     )
 
 
+def init_from(config: RunConfig, sweep: str) -> Space:
+    """A grid: the weights of each finished trial of an earlier sweep, its seed with them (section 5.2 of the paper)."""
+    from hero_platform.tune.sweep import finished_trials
+
+    starts = {
+        " ".join(f"{name}={value}" for name, value in {"run": run, **values}.items()): Variant(_with_weights(run))
+        for run, values in finished_trials(sweep).items()
+    }
+    return Space("init_from", {"init_from": Variants(starts)})
+
+
 SPACES: dict[str, Callable[[RunConfig], Space]] = {
     space.__name__: space for space in (lr_and_warmup, mixture, loss_weights, fine_tuning, ablation)
 }
 
 
+GRIDS = ("ablation", "init_from")  # searched by trying everything
+
+
 def space_of(name: str, config: RunConfig) -> Space:
-    """A space for a recipe.
+    """A space for a recipe; `init_from:SWEEP` is made from an earlier sweep.
 
     Raises:
-        ValueError: no space has this name (with the nearest one, and the list).
+        ValueError: no space has this name (with the nearest one, and the list), or no sweep.
     """
-    return named("space", name, SPACES)(config)
+    kind, colon, sweep = name.partition(":")
+    if colon and kind == init_from.__name__:
+        return init_from(config, sweep)
+    return named("space", name, {**SPACES, "init_from:SWEEP": lambda config: init_from(config, "SWEEP")})(config)
 
 
 def _aligned(config: RunConfig) -> list[Vsm | MomentRetrieval | VideoRetrieval]:
@@ -122,6 +141,16 @@ def _with_steps(config: RunConfig, steps: int) -> RunConfig:
     """Another length; the warm-up keeps its share of the schedule."""
     warmup = config.schedule.warmup * steps // config.schedule.total
     return replace(config, steps=steps, schedule=replace(config.schedule, total=steps, warmup=warmup))
+
+
+def _with_weights(run: str) -> Callable[[RunConfig], RunConfig]:
+    """Begin with the weights of a run, as a model of its kind, with its seed."""
+
+    def begin(config: RunConfig) -> RunConfig:
+        source = config_io.from_json(files.read_bytes(files.join(run_folder(run), "config.json")).decode())
+        return replace(config, init_from=run, seed=source.seed, model=replace(config.model, flat=source.model.flat))
+
+    return begin
 
 
 def _with_mixture(entries: Sequence[Entry]) -> Callable[[RunConfig], RunConfig]:

@@ -36,6 +36,10 @@ def words(tiny_store: str) -> Callable[..., list[str]]:
         (["--objective", "val/loss,sys/step_s", "--scheduler", "asha"], "--scheduler asha needs one objective, not 2"),
         (["--sampler", "grid"], "space lr_and_warmup is no grid: optim.lr is drawn from a range"),
         (["--warm-start", "none"], "there is no sweep 'none'"),
+        (["--space", "init_from"], "there is no space 'init_from': did you mean init_from:SWEEP"),
+        (["--space", "init_from:none"], "there is no sweep 'none'"),
+        (["--scheduler", "pbt", "--trials", "1"], "--scheduler pbt needs a population: --trials 1 is too few"),
+        (["--scheduler", "pbt", "--generation", "3"], "--generation 3 must be a multiple of evaluation.every 2"),
         (["--optim.lrr", "1"], "--optim.lrr"),
     ],
 )
@@ -76,6 +80,14 @@ def test_a_small_sweep_and_what_it_leaves(ray_session, words, hero_home: Path, t
         assert steps[-1] == (8 if trial["state"] == "finished" else max(steps))
     said = capsys.readouterr().out
     assert f"best: trial {found['best']}, run s-{found['best']:04d}" in said and "sweep s finished" in said
+
+    assert (
+        tune.main(words("--name", "t", "--space", "init_from:s", "--dry-run", "--json", str(tmp_path / "t.json"))) == 0
+    )
+    starts = json.loads((tmp_path / "t.json").read_text())
+    named = {f"s-{trial['number']:04d}" for trial in found["trials"] if trial["state"] == "finished"}
+    assert {label.split()[0] for label in starts["space"]["init_from"]} == {f"run={name}" for name in named}
+    assert starts["trials"] == len(named) and starts["sampler"] == "grid"
 
     assert tune.main(words("--trials", "4", *asha)) == 0, "the same again does nothing"
     assert tune.main(words("--trials", "+2", *asha, "--json", str(facts))) == 0

@@ -306,10 +306,11 @@ def newest(rows: Sequence[Row]) -> list[Row]:
     return list({row.slot: row for row in rows}.values())
 
 
-def ended_trials(storage: str, name: str) -> int:
-    """How many trials of a study have ended; those of earlier sweeps do not count."""
+def trials_in(storage: str, name: str) -> dict[int, tuple[str, dict[str, Any]]]:
+    """State and values of each trial of a study by number; those of earlier sweeps are left out."""
     trials = optuna.load_study(study_name=name, storage=open_storage(storage)).get_trials(deepcopy=False)
-    return sum(_STATES[trial.state] in ENDED and WARM not in trial.user_attrs for trial in trials)
+    own = [trial for trial in trials if WARM not in trial.user_attrs]
+    return {trial.number: (_STATES[trial.state], dict(trial.params)) for trial in own}
 
 
 def open_storage(address: str) -> BaseStorage:

@@ -34,7 +34,7 @@ from hero_platform.tune.pbt import Population, check_population
 from hero_platform.tune.record import SweepRecord
 from hero_platform.tune.space import Space, apply, check, described
 from hero_platform.tune.status import Status, best_first
-from hero_platform.tune.study import ENDED, Asked, Objective, Row, Study, ended_trials, newest
+from hero_platform.tune.study import ENDED, Asked, Objective, Row, Study, newest, trials_in
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +73,8 @@ class Sweep:
         return home.sweep_dir(self.name)
 
     def trial_name(self, number: int) -> str:
-        """Name of a trial's run."""
-        return f"{self.name}-{number:04d}"
+        """Name of the run of one of its trials."""
+        return trial_name(self.name, number)
 
     def trial(self, number: int, values: Mapping[str, Any], until: int = 0) -> RunConfig:
         """The run of a trial, to the step where it rests; 0: to its end.
@@ -102,6 +102,11 @@ class Sweep:
     def fingerprint(self) -> str:
         """sha256 over the identity."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+
+def trial_name(sweep: str, number: int) -> str:
+    """Name of the run of a trial."""
+    return f"{sweep}-{number:04d}"
 
 
 @dataclass(frozen=True)
@@ -180,7 +185,22 @@ def kept_trials(name: str) -> int:
 
 def trials_over(name: str, storage: str) -> int:
     """How many trials of the sweep of this name have ended; `storage` is that of the command, with its password."""
-    return ended_trials(_address_of(name, storage), name)
+    return sum(state in ENDED for state, _ in trials_in(_address_of(name, storage), name).values())
+
+
+def finished_trials(name: str, storage: str = "") -> dict[str, dict[str, Any]]:
+    """Name of the run of each finished trial of an earlier sweep -> what was searched.
+
+    Raises:
+        ValueError: there is no such sweep, or none of its trials has finished.
+    """
+    if not kept_trials(name):
+        raise ValueError(f"there is no sweep {name!r} under {home.root()}")
+    trials = trials_in(_address_of(name, storage), name)
+    found = {trial_name(name, number): values for number, (state, values) in trials.items() if state == "finished"}
+    if not found:
+        raise ValueError(f"no trial of sweep {name!r} has finished yet")
+    return found
 
 
 def _address_of(name: str, storage: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from hero_platform.tune.asha import Asha
 from hero_platform.tune.space import Choice, Float, Int, Space, Variant, Variants
-from hero_platform.tune.study import Objective, Study, ended_trials
+from hero_platform.tune.study import Objective, Study, trials_in
 
 SPACE = Space(
     "mine",
@@ -118,7 +118,7 @@ def test_how_trials_end(storage):
     assert [row.results for row in rows] == [(2.0,), (1.0,), (9.0,), (), ()]
     assert rows[2].rungs == {10: 9.0} and rows[2].reason == "stopped after step 10"
     assert rows[3].reason == "it ended without a value of the objective" and "OSError" in rows[4].reason
-    assert ended_trials(storage, "s") == 5
+    assert [state for state, _ in trials_in(storage, "s").values()] == [*["finished"] * 2, "pruned", *["failed"] * 2]
 
 
 def test_a_decision_to_stop_outlives_the_driver(storage):
