@@ -17,8 +17,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import mkdtemp
-from typing import Any, BinaryIO
+from tempfile import gettempdir
+from typing import Any, BinaryIO, NamedTuple
+
+from hero_platform.scratch import scratch
 
 TEMP_SUFFIX = ".partial"
 FRESH_S = 2.0  # a file that was written since may have a writer on another machine
@@ -147,14 +149,11 @@ def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
     When the block raises, nothing appears at `path` and the temporary file is removed.
     """
     if is_remote(path):
-        folder = Path(mkdtemp(prefix="hero-upload-"))
-        try:
-            local = folder / name_of(path)
+        with scratch("hero-upload-", gettempdir()) as folder:
+            local = Path(folder) / name_of(path)
             yield local
             with _reached(path) as (fs, inner):
                 fs.put_file(str(local), inner)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -185,19 +184,32 @@ def remove_partial(folder: str | os.PathLike[str], *, shared: bool = False) -> N
     """
     if is_remote(folder):
         return
-    for name in listdir(folder):
-        if name.startswith(".") and name.endswith(TEMP_SUFFIX):
-            if shared and _is_being_written(join(folder, name)):
-                continue
-            remove(join(folder, name))
+    for path in (join(folder, name) for name in listdir(folder)):
+        if _is_partial(path) and not (shared and _is_being_written(path, FRESH_S)):
+            remove(path)
 
 
-def _is_being_written(path: str) -> bool:
+def is_left_behind(path: str, silent_s: float) -> bool:
+    """Whether a local file is what a killed writer left: its process is gone, and it did not change for so long."""
+    return _is_partial(path) and not _is_being_written(path, silent_s)
+
+
+def _is_partial(path: str) -> bool:
+    return name_of(path).startswith(".") and path.endswith(TEMP_SUFFIX)
+
+
+def _is_being_written(path: str, fresh_s: float) -> bool:
     """Whether a temporary file's writer lives: here, or, on a disk that others share, perhaps elsewhere."""
     with suppress(OSError, ValueError):
         pid = int(name_of(path).removesuffix(TEMP_SUFFIX).rsplit(".", 1)[1].split("-")[0])
-        return pid != os.getpid() and (os.path.exists(f"/proc/{pid}") or time.time() - os.stat(path).st_mtime < FRESH_S)
+        return pid != os.getpid() and (os.path.exists(f"/proc/{pid}") or time.time() - os.stat(path).st_mtime < fresh_s)
     return False
+
+
+def rename(path: str, new: str) -> None:
+    """Give a local file or folder another name beside its own, durably."""
+    os.rename(path, new)
+    _sync(Path(new).parent)
 
 
 def remove_tree(path: str | os.PathLike[str]) -> None:
@@ -213,13 +225,38 @@ def remove_tree(path: str | os.PathLike[str]) -> None:
 
 def tree(path: str | os.PathLike[str]) -> list[str]:
     """Sorted paths of all files under a folder, relative to it; empty when the folder is not there."""
+    return sorted(entries(path))
+
+
+class Entry(NamedTuple):
+    """What a listing says of a file."""
+
+    bytes: int
+    changed_s: float  # wall clock of its last change, seconds since 1970
+
+
+def entries(path: str | os.PathLike[str]) -> dict[str, Entry]:
+    """All files under a folder by their path relative to it; on S3 a request for each thousand of them."""
     if not is_remote(path):
-        root = Path(path)
-        return sorted(file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file())
+        return dict(_walk(os.fspath(path)))
     with _reached(path) as (fs, inner):
-        found = fs.find(inner) if fs.exists(inner) else []
+        found = fs.find(inner, detail=True) if fs.exists(inner) else {}
     prefix = inner.rstrip("/") + "/"
-    return sorted(file.removeprefix(prefix) for file in found if file != inner and not file.endswith("/"))
+    return {
+        file.removeprefix(prefix): Entry(
+            int(info["size"]), info["LastModified"].timestamp() if "LastModified" in info else info["created"]
+        )
+        for file, info in found.items()
+        if file != inner and not file.endswith("/")
+    }
+
+
+def _walk(root: str) -> Iterator[tuple[str, Entry]]:
+    for folder, _, names in os.walk(root):
+        for path in (os.path.join(folder, name) for name in names):
+            with suppress(FileNotFoundError):  # removed meanwhile
+                stat = os.stat(path)
+                yield os.path.relpath(path, root), Entry(stat.st_size, stat.st_mtime)
 
 
 def copy_file(src: str | os.PathLike[str], dest: str | os.PathLike[str]) -> None:

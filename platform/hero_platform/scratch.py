@@ -9,22 +9,34 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
+
+Prefix = Literal[
+    "hero-archive-", "hero-artifact-", "hero-ray-", "hero-replay-", "hero-train-", "hero-tune-", "hero-upload-",
+    "hero-validations-",
+]  # fmt: skip
 
 
 @contextlib.contextmanager
-def scratch(prefix: str, root: str = "/tmp") -> Iterator[str]:
+def scratch(prefix: Prefix, root: str = "/tmp") -> Iterator[str]:
     """A folder `<root>/<prefix>*` for the time of the block; folders of dead processes with this prefix are removed.
 
     The folder itself is locked, and the kernel lets go of the lock however the process ends, so a folder that can be
     locked has no owner. The short default root keeps the paths of Ray's sockets under 107 bytes.
     """
-    for left in sorted(Path(root).glob(f"{prefix}*")):
-        with contextlib.suppress(OSError), _locked(str(left), wait=False):  # in use, or another user's
-            shutil.rmtree(left, ignore_errors=True)
+    for left in abandoned(prefix, root):
+        shutil.rmtree(left, ignore_errors=True)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_made(prefix, root))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder
+
+
+def abandoned(prefix: Prefix, root: str = "/tmp") -> Iterator[str]:
+    """Folders whose process is dead, each locked for the time it is looked at."""
+    for left in sorted(Path(root).glob(f"{prefix}*")):
+        with contextlib.suppress(OSError), _locked(str(left), wait=False):  # in use, or another user's
+            yield str(left)
 
 
 @contextlib.contextmanager

@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 from uuid import uuid4
 
@@ -20,6 +21,8 @@ def test_write_read_list_and_remove(root):
     assert files.size_of(files.join(root, "b.bin")) == 3
     assert files.listdir(root) == ["a", "b.bin"]
     assert files.tree(root) == ["a/x.json", "b.bin"]
+    entries = files.entries(root)
+    assert entries["b.bin"].bytes == 3 and abs(time.time() - entries["a/x.json"].changed_s) < 60
     files.remove(files.join(root, "b.bin"))
     files.remove(files.join(root, "b.bin"))
     assert files.listdir(root) == ["a"]

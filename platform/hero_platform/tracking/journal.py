@@ -252,10 +252,14 @@ def _checksum_before(path: str, offset: int) -> int:
     return int(found[1], 16) if found else 0
 
 
+def scratch_root() -> Path:
+    """Where the journals of this user's remote runs are on this machine."""
+    return Path(tempfile.gettempdir()) / f"hero-{getpass.getuser()}"
+
+
 def _scratch(folder: str) -> Path:
     """A local folder that belongs to one remote run: the same at each start, so a killed one leaves no second."""
-    name = hashlib.sha256(folder.encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"hero-{getpass.getuser()}" / name
+    return scratch_root() / hashlib.sha256(folder.encode()).hexdigest()[:16]
 
 
 def _write_all(handle: int, data: bytes) -> None:

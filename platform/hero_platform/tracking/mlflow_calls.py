@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hero_platform import files
+from hero_platform.scratch import scratch
 from hero_platform.tracking.base import flatten
 
 RUN_TAG = "hero.run_name"
@@ -212,7 +213,7 @@ def as_params(tree: Mapping[str, Any]) -> dict[str, str]:
 def log_bytes(client: Any, run_id: str, data: bytes, path: str) -> None:
     """Keep bytes as an artifact."""
     folder, _, name = path.rpartition("/")
-    with tempfile.TemporaryDirectory(prefix="hero-artifact-") as place:
+    with scratch("hero-artifact-", tempfile.gettempdir()) as place:
         local = Path(place) / name
         local.write_bytes(data)
         client.log_artifact(run_id, str(local), folder or None)

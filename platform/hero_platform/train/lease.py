@@ -98,7 +98,8 @@ class Lease:
         """Give the run back."""
         self._over.set()
         self._thread.join()
-        with self._lock, _exclusive(self._path):
+        # the folder may have gone meanwhile (jobs.clean), and the lease with it
+        with self._lock, contextlib.suppress(FileNotFoundError), _exclusive(self._path):
             current = _read(self._path)
             if current is not None and current.token == self._holder.token:
                 files.remove(self._path)
@@ -138,7 +139,7 @@ def only_one(folder: str, *, role: str = "", timeout_s: float = 60.0, term_s: fl
     Raises:
         ValueError: another process still holds the run after `timeout_s`; the message says who.
     """
-    path = files.join(folder, f".{role}.lease.json" if role else ".lease.json")
+    path = files.join(folder, file_of(role))
     lease = Lease(path, _take(path, timeout_s, term_s), term_s)
     try:
         yield lease
@@ -147,6 +148,17 @@ def only_one(folder: str, *, role: str = "", timeout_s: float = 60.0, term_s: fl
             lease.release()
         except OSError as error:  # it runs out by itself
             logger.warning("the lease %s cannot be given back: %s", path, error)
+
+
+def file_of(role: str = "") -> str:
+    """Name of a lease's file in the folder that it is about."""
+    return f".{role}.lease.json" if role else ".lease.json"
+
+
+def holder(folder: str, *, role: str = "") -> Holder | None:
+    """Who holds a folder now, as far as a look can tell."""
+    found = _read(files.join(folder, file_of(role)))
+    return None if found is None or found.is_over() else found
 
 
 def _take(path: str, timeout_s: float, term_s: float) -> Holder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import torch
 
 from hero_model.config import HeroConfig, base, debug
 from hero_model.multitask import MultiTaskHero
+from hero_model.tasks import Task
 from hero_platform import config_io, files, home
 from hero_platform.config import OptimConfig, RunConfig, ScheduleConfig, StoreRef, differences, identity
 from hero_platform.feed.loader import ExampleReader, mixture_of, open_stores
@@ -115,8 +117,7 @@ def resolve(config: RunConfig) -> RunConfig:
         config, name=config.name or config.recipe, stores=tuple(refs), mixture=mixture, model=model, text=text
     )
     mixture_of(resolved)
-    with torch.device("meta"):
-        module = MultiTaskHero(resolved.model, unique_tasks(resolved))
+    module = _shaped(resolved.model, tuple(unique_tasks(resolved)))
     if not resolved.init_from:
         return resolved
     resolved = replace(resolved, init_from=_placed(resolved.init_from))
@@ -127,6 +128,13 @@ def resolve(config: RunConfig) -> RunConfig:
         _shared(module, snapshot.shapes(folder), folder)
         digest = files.sha256_file(files.join(folder, "model.safetensors"))
     return replace(resolved, init_digest=digest)
+
+
+@functools.lru_cache(maxsize=1)
+def _shaped(model: HeroConfig, tasks: tuple[Task, ...]) -> MultiTaskHero:
+    """A module without memory; kept, as the trials of a sweep mostly share it and it takes as long as all else."""
+    with torch.device("meta"):
+        return MultiTaskHero(model, tasks)
 
 
 def _start_left_behind(config: RunConfig) -> str | None:

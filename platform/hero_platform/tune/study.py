@@ -139,6 +139,7 @@ class Study:
         self._names = [objective.metric for objective in objectives]
         self._best = max if objectives[0].mode == "max" else min
         self._asked: dict[int, optuna.trial.Trial] = {}
+        self._over: dict[int, Row] = {}  # trials that have ended do not change, and the table is asked for after each
         if sampler == "grid":
             for values in combinations(space):
                 self._study.enqueue_trial(values, skip_if_exists=True)
@@ -272,13 +273,15 @@ class Study:
         return self._study.get_trials(deepcopy=False)
 
     def _row(self, trial: FrozenTrial) -> Row:
+        if trial.number in self._over:
+            return self._over[trial.number]
         kept = trial.user_attrs
         reason = str(kept.get(FAILURE, ""))
         if PRUNED_AT in kept:
             reason = f"stopped after step {kept[PRUNED_AT]:,}"
         results = tuple(trial.values) if trial.state is TrialState.COMPLETE else self._results(kept.get(VALUES, {}))
         rungs = dict(sorted(trial.intermediate_values.items()))
-        return Row(
+        row = Row(
             number=trial.number,
             state=_STATES[trial.state],
             values=dict(trial.params),
@@ -290,6 +293,9 @@ class Study:
             forked_at=kept.get(FORKED_AT, 0),
             reached=kept.get(REACHED, 0),
         )
+        if row.state in ENDED:
+            self._over[trial.number] = row
+        return row
 
     def _results(self, reported: Mapping[str, Sequence[float]]) -> tuple[float, ...]:
         """The best value of one objective; the last ones of several, which belong together."""

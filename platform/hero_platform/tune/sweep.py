@@ -275,7 +275,8 @@ def run_sweep(sweep: Sweep) -> SweepResult:
     check_sweep(sweep)
     with only_one(sweep.folder, role="sweep", timeout_s=2.0), stop_flag(threading.Event()) as stop:
         storage = without_credentials(sweep.storage)
-        kept = {"identity": sweep.identity(), "trials": sweep.trials, "storage": storage}
+        needs = {"init_from": sweep.run.init_from, "warm_start": sweep.warm_start}  # nobody else may delete these
+        kept = {"identity": sweep.identity(), "trials": sweep.trials, "storage": storage, **needs}
         files.write_json(files.join(sweep.folder, FILE), kept)
         study = open_study(sweep)
         left = sweep.trials - _over(study)

@@ -1,0 +1,93 @@
+"""What can be had again or is of no use: downloaded shards, and what killed processes left on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import get_args
+
+import psutil
+
+from hero_platform import files, home
+from hero_platform.files import Entry
+from hero_platform.scratch import Prefix, abandoned
+from hero_platform.store.cache import ShardCache
+from hero_platform.tracking.journal import scratch_root
+
+SILENT_S = 3600.0  # a write on a disk that others share may come from a machine whose processes nobody here can see
+
+
+def _shards() -> Iterator[str]:
+    """A reader keeps what it has mapped, and fetches the rest again."""
+    yield from map(str, ShardCache.default().folder.glob("*.arrow"))
+
+
+def _journals() -> Iterator[str]:
+    """Of a run whose process has died, its storage has what is needed: the next start begins from that."""
+    in_use = _open_files()
+    for folder in sorted(map(str, scratch_root().glob("*"))):
+        if not any(path.startswith(f"{folder}/") for path in in_use):
+            yield folder
+
+
+def _open_files() -> set[str]:
+    found: set[str] = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            found.update(file.path for file in process.open_files())
+    return found
+
+
+def _scratch() -> Iterator[str]:
+    """Each stays locked while the caller removes it."""
+    for root in sorted({"/tmp", tempfile.gettempdir()}):
+        for prefix in get_args(Prefix):
+            yield from abandoned(prefix, root)
+
+
+def _partial() -> Iterator[str]:
+    """Under the root of outputs and in the shard cache; S3 keeps nothing of an upload that was cut off."""
+    for root in (home.root(), str(ShardCache.default().folder)):
+        for name in files.tree(root) if not files.is_remote(root) else ():
+            if files.is_left_behind(path := files.join(root, name), SILENT_S):
+                yield path
+
+
+_FIND: dict[str, tuple[Callable[[], Iterator[str]], str]] = {
+    "shards": (_shards, "copies of shards on S3"),
+    "journals": (_journals, "local journals of dead runs on S3"),
+    "scratch": (_scratch, "temporary folders of dead processes"),
+    "partial": (_partial, "files that killed processes were writing"),
+}
+NAMES = tuple(_FIND)
+
+
+def described(name: str) -> str:
+    """What a cache holds, for people."""
+    return _FIND[name][1]
+
+
+def held(name: str) -> dict[str, Entry]:
+    """Every file of a cache that can go, by its path."""
+    found: dict[str, Entry] = {}
+    for place in _FIND[name][0]():
+        if os.path.isdir(place):
+            found |= {files.join(place, inner): entry for inner, entry in files.entries(place).items()}
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                stat = os.stat(place)
+                found[place] = Entry(stat.st_size, stat.st_mtime)
+    return found
+
+
+def empty(name: str) -> None:
+    """Remove all of a cache that can go."""
+    for place in _FIND[name][0]():
+        if os.path.isdir(place):
+            shutil.rmtree(place, ignore_errors=True)  # another process may be about the same
+        else:
+            Path(place).unlink(missing_ok=True)
