@@ -116,7 +116,7 @@ class TrackingConfig:
     kind: Literal["mlflow", "none"] = execution("mlflow")  # none: only the journal in the run's folder
     experiment: str = execution("hero")
     sweep: str = execution("")  # the sweep that the run is a trial of; jobs.tune sets it
-    keep_weights: bool = execution(True)  # the final weights too, when the run has come to its end
+    rests: bool = execution(False)  # it is to go on after its last step: nothing final is recorded; jobs.tune sets it
     log_every: int = execution(10)  # steps between flushes; every step is logged all the same
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ KIND_TAG, SWEEP = "hero.kind", "sweep"  # of a sweep's own run
 SWEEP_TAG = "hero.sweep"  # of its trials
 BEST_TAG = "hero.best_trial"  # of the best of them: true; of the sweep's run: its name
 PARENT_TAG = "mlflow.parentRunId"
+TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # else the UI opens its pages for language models
 METRICS_A_CALL = 1000
 PARAMS_A_CALL = TAGS_A_CALL = 100
 PARAM_CHARACTERS = 500
@@ -76,7 +77,7 @@ def experiment(client: Any, uri: str, name: str) -> str:
         return str(found.experiment_id)
     database = uri.removeprefix("sqlite:///")
     place = None if database == uri else files.join(files.parent_of(database), "mlartifacts", name)
-    return str(client.create_experiment(name, artifact_location=place))
+    return str(client.create_experiment(name, artifact_location=place, tags=TRAINING))
 
 
 def active_run(client: Any, run_id: str) -> Any:
@@ -97,20 +98,31 @@ def run_of_sweep(client: Any, experiment_id: str, name: str) -> Any:
     return first_run(client, experiment_id, {RUN_TAG: name, KIND_TAG: SWEEP})
 
 
-def annotate(
-    client: Any, parent_id: str, sweep: str, name: str, params: Mapping[str, str], tags: Mapping[str, str]
-) -> None:
-    """Add to a trial of a sweep, and put it under the sweep's run.
+Annotations = Mapping[str, tuple[Mapping[str, str], Mapping[str, str]]]  # name of a trial -> params, tags
+
+
+def annotate(client: Any, parent_id: str, sweep: str, trials: Annotations) -> None:
+    """Add to trials of a sweep what they do not have yet, and put them under the sweep's run; unknown ones stay out.
 
     Raises:
-        LookupError: the server does not have it yet.
+        LookupError: the server has none of them yet.
     """
+    from mlflow.entities import Param, RunTag
+
+    condition = f"tags.`{SWEEP_TAG}` = '{sweep}'"
+    if len(trials) == 1:
+        condition += f" AND tags.`{RUN_TAG}` = '{next(iter(trials))}'"
     experiment_id = client.get_run(parent_id).info.experiment_id
-    found = first_run(client, experiment_id, {RUN_TAG: name, SWEEP_TAG: sweep})
-    if found is None:
-        raise LookupError(f"there is no run {name} of sweep {sweep}")
-    log_params(client, found.info.run_id, params, found.data.params)
-    set_tags(client, found.info.run_id, {PARENT_TAG: parent_id, **tags})
+    found = {run.data.tags[RUN_TAG]: run for run in all_runs(client, [experiment_id], condition)}
+    for name, run in found.items():
+        params, tags = trials.get(name, ({}, {}))
+        tags = {PARENT_TAG: parent_id, **tags}
+        new = [Param(key, value) for key, value in params.items() if key not in run.data.params]
+        other = [RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key) != value]
+        if new or other:
+            client.log_batch(run.info.run_id, params=new, tags=other, synchronous=True)
+    if trials and not found:
+        raise LookupError(f"there is no run {next(iter(trials))} of sweep {sweep}")
 
 
 def crown(client: Any, parent_id: str, sweep: str, name: str, checkpoint: Checkpoint) -> None:
@@ -126,7 +138,8 @@ def crown(client: Any, parent_id: str, sweep: str, name: str, checkpoint: Checkp
     if best is None:
         raise LookupError(f"there is no run {name} of sweep {sweep}")
     run_id = best.info.run_id
-    for other in client.search_runs([experiment_id], f"tags.`{SWEEP_TAG}` = '{sweep}' AND tags.`{BEST_TAG}` = 'true'"):
+    marked = f"tags.`{SWEEP_TAG}` = '{sweep}' AND tags.`{BEST_TAG}` = 'true'"
+    for other in all_runs(client, [experiment_id], marked):
         if other.info.run_id != run_id:
             client.delete_tag(other.info.run_id, BEST_TAG)
     set_tags(client, run_id, {BEST_TAG: "true"})
@@ -160,6 +173,15 @@ def _register(client: Any, model: str, source: str, run_id: str, checkpoint: Che
         description=checkpoint.described,
     )
     client.set_registered_model_alias(model, "best", version.version)
+
+
+def all_runs(client: Any, experiment_ids: list[str], condition: str) -> Iterator[Any]:
+    """Every run that meets a condition, page by page."""
+    token = None
+    while token != "":
+        page = client.search_runs(experiment_ids, condition, page_token=token)
+        yield from page
+        token = page.token or ""
 
 
 def first_run(client: Any, experiment_id: str, tags: Mapping[str, str]) -> Any:

@@ -106,10 +106,12 @@ class MlflowTracker(JournalTracker):
 
         self._add(Job(source, send))
 
-    def annotate(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """Add params and tags to a trial of this sweep."""
-        run, named = self._info, calls.as_params(params)
-        self._add(Job(f"tags of {name}", lambda client, own: calls.annotate(client, own, run.name, name, named, tags)))
+    def annotate(self, trials: Mapping[str, tuple[Mapping[str, Any], Mapping[str, str]]]) -> None:
+        """Add to trials of this sweep, by name, the params and tags that they do not have yet."""
+        sweep = self._info.name
+        named = {name: (calls.as_params(params), tags) for name, (params, tags) in trials.items()}
+        what = f"tags of {', '.join(trials) if len(trials) == 1 else f'{len(trials):,} trials'}"
+        self._add(Job(what, lambda client, own: calls.annotate(client, own, sweep, named)))
 
     def crown(self, name: str, checkpoint: calls.Checkpoint) -> None:
         """Mark the best trial of this sweep, and register its checkpoint as a model of the sweep's name."""

@@ -22,7 +22,7 @@ from hero_platform.train.failure import TrainingFailed, last_line
 from hero_platform.train.lease import LeaseLost, only_one
 from hero_platform.train.loop import Signal
 from hero_platform.train.on_ray import Judge, run_on_ray
-from hero_platform.train.records import close, is_settled, keep_results, make_tracker, run_info, starts_of
+from hero_platform.train.records import close, end_of, is_settled, keep_results, make_tracker, run_info, starts_of
 from hero_platform.train.resolve import check_same_run
 from hero_platform.train.worker import Surroundings, train
 
@@ -81,7 +81,7 @@ def launch(config: RunConfig, *, judge: Judge | None = None, stop: threading.Eve
         start = newest_step(folder, config.steps)
         if start >= config.steps:
             if not is_settled(config, folder):  # it was killed between its last checkpoint and its end
-                settle(config, "FINISHED")
+                settle(config, end_of(config))
             return _result(config, folder, start)
         begun = len(starts_of(folder))
         try:
@@ -150,7 +150,7 @@ def _here(config: RunConfig, folder: str, start: int, stop: threading.Event, jud
                         signal=lambda: Signal.STOP if stop.is_set() else Signal.GO_ON,
                     ),
                 )
-            status = "KILLED" if outcome["stopped"] else "FINISHED"
+            status = "KILLED" if outcome["stopped"] else end_of(config)
         except KeyboardInterrupt:
             status = "KILLED"
             raise

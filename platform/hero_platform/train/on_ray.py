@@ -40,7 +40,7 @@ from hero_platform.train.failure import (
 )
 from hero_platform.train.lease import LeaseLost, only_one
 from hero_platform.train.loop import Signal
-from hero_platform.train.records import close, make_tracker
+from hero_platform.train.records import close, end_of, make_tracker
 from hero_platform.train.worker import Surroundings, train
 
 Judge = Callable[[int, Mapping[str, float]], bool]  # (step, what its validation found): whether to end there
@@ -184,7 +184,7 @@ def ray_worker(payload: Mapping[str, Any]) -> None:
                     signal=_signal(config, folder, comm, device),
                 ),
             )
-            status = "KILLED" if outcome["stopped"] else "FINISHED"
+            status = "KILLED" if outcome["stopped"] else end_of(config)
         except Exception as error:
             status = None if isinstance(error, LeaseLost) else status
             raise StepFailed(f"after step {reached}: {last_line(error)}") from error

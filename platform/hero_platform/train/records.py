@@ -167,12 +167,17 @@ def close(tracker: Tracker, status: Status | None) -> None:
 
 def is_settled(config: RunConfig, folder: str) -> bool:
     """Whether the tracker knows that the run ended, and all of its metrics; false after a kill near the end."""
-    if status_of(folder) != "FINISHED":
+    if status_of(folder) != end_of(config):
         return False
     if config.tracking.kind == "none" or files.is_remote(folder):  # there the note went with the scratch folder
         return True
     note = Note.load(Path(folder) / NOTE_FILE, without_credentials(default_uri(home.root())))
     return note is None or (note.clean and note.shipped == files.size_of(files.join(folder, JOURNAL_FILE)))
+
+
+def end_of(config: RunConfig) -> Status:
+    """The status of a run that has come to its last step; one that rests there is not finished."""
+    return "KILLED" if config.tracking.rests else "FINISHED"
 
 
 def status_of(folder: str) -> Status:
@@ -208,14 +213,12 @@ def run_info(config: RunConfig, *, resume_step: int, same_split: bool, provenanc
 
 
 def keep_results(tracker: Tracker, config: RunConfig, folder: str) -> None:
-    """Give a finished run's tracker its loss curves as a picture, and its final weights where they are asked for."""
+    """Give a finished run's tracker its loss curves as a picture and its final checkpoint."""
     keys = {f"train/loss/{entry.key}" for entry in config.mixture}
     curves = {name: points for name, points in tracker.history("train/loss/").items() if name in keys}
     if curves:
         plotted = {name: (list(points), list(points.values())) for name, points in sorted(curves.items())}
         tracker.log_figure(loss_figure(plotted), "plots/loss.png")
-    if not config.tracking.keep_weights:
-        return
     newest = snapshot.choose(files.join(folder, "checkpoints"), "last")
     for name in FINAL_FILES:
         tracker.log_artifact(files.join(newest, name), f"checkpoint/{files.name_of(newest)}")

@@ -137,7 +137,7 @@ def _train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
     state = _State(config, around, module, optimizer, writer, stores, here, feed, headline)
     with contextlib.closing(batches), state:
         step = run_steps(stepper, optimizer, batches, config, around.comm, state.hooks(), start)
-    if around.comm.rank == 0 and step == config.steps:
+    if around.comm.rank == 0 and step == config.steps and not config.tracking.rests:
         keep_results(around.tracker, config, around.folder)
     return {"step": step, "stopped": step < config.steps, "resumed_from": start}
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hero_platform import home
+from hero_platform.scratch import scratch
 from hero_platform.tracking.base import RunInfo, Status, Tracker
 from hero_platform.tracking.journal import of_run
 from hero_platform.tracking.mlflow_calls import Checkpoint
@@ -75,11 +75,7 @@ class SweepRecord:
                 metrics[f"sweep/best/{objective.metric}"] = best
             self._tracker.log(count, metrics)
             if isinstance(self._tracker, MlflowTracker):
-                searched = {f"searched.{name}": value for name, value in row.values.items()}
-                tags = {"hero.trial": str(row.number), "hero.trial_state": row.state, "hero.trial_reason": row.reason}
-                if row.parent is not None:
-                    tags["hero.forked_from"] = f"{self._sweep.trial_name(row.parent)} step {row.forked_at}"
-                self._tracker.annotate(self._sweep.trial_name(row.number), searched, tags)
+                self._tracker.annotate(dict([self._annotated(row)]))
 
     def finish(self, study: Study, status: Status) -> None:
         """Keep the study, the table of trials and the pictures; register the best checkpoint; close."""
@@ -93,12 +89,22 @@ class SweepRecord:
         self._tracker.log_text(trials_table(rows, sweep.objectives, len(rows)) + "\n", "trials.md")
         self._tracker.log_text(json.dumps([asdict(row) for row in rows], indent=2), "trials.json")
         self._tracker.log_text(json.dumps(described(sweep.space), indent=2), "space.json")
-        with tempfile.TemporaryDirectory(prefix="hero-study-") as place:
+        with scratch("hero-study-") as place:
             study.copy(f"{place}/study.db")
             self._tracker.log_artifact(f"{place}/study.db")
+            if isinstance(self._tracker, MlflowTracker):  # a driver that died may have left some without
+                self._tracker.annotate(dict(self._annotated(row) for row in rows if row.state in ENDED))
             if best and isinstance(self._tracker, MlflowTracker):
                 self._tracker.crown(sweep.trial_name(best[0].number), self._checkpoint(best[0]))
             self._tracker.finish(status)
+
+    def _annotated(self, row: Row) -> tuple[str, tuple[dict[str, Any], dict[str, str]]]:
+        """Name of a trial, what was searched as its params, and how it ended as its tags."""
+        searched = {f"searched.{name}": value for name, value in row.values.items()}
+        tags = {"hero.trial": str(row.number), "hero.trial_state": row.state, "hero.trial_reason": row.reason}
+        if row.parent is not None:
+            tags["hero.forked_from"] = f"{self._sweep.trial_name(row.parent)} step {row.forked_at}"
+        return self._sweep.trial_name(row.number), (searched, tags)
 
     def _checkpoint(self, row: Row) -> Checkpoint:
         """The best checkpoint of a trial, with what its validation found."""

@@ -83,7 +83,7 @@ class Sweep:
             ValueError: its values do not go together.
         """
         config = apply(self.space, self.run, values)
-        tracking = replace(config.tracking, sweep=self.name, keep_weights=config.tracking.keep_weights and not until)
+        tracking = replace(config.tracking, sweep=self.name, rests=until > 0)
         steps = until or config.steps
         return resolve(replace(config, name=self.trial_name(number), tracking=tracking, steps=steps))
 
