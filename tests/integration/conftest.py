@@ -142,15 +142,15 @@ class Runs:
                 values[parsed["step"], key] = value
         return {pair: value for pair, value in values.items() if pair[1].startswith(prefixes)}
 
-    def assert_tracked_once(self, name: str, uri: str) -> None:
-        """MLflow has one finished run of this name that holds what the record holds, each step once, and no alarm."""
+    def assert_tracked_once(self, name: str, uri: str, status: str = "FINISHED") -> None:
+        """MLflow has one run of this name and status that holds what the record holds, each step once, and no alarm."""
         from mlflow import MlflowClient
 
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name("hero")
         assert experiment is not None
         found = client.search_runs([experiment.experiment_id], f"tags.`hero.run_name` = '{name}'")
-        assert [run.info.status for run in found] == ["FINISHED"]
+        assert [run.info.status for run in found] == [status]
         assert "hero.replay_alarm" not in found[0].data.tags
         expected = self.record(name, ("",))
         held: dict[tuple[int, str], float] = {}
