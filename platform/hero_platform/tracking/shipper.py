@@ -29,6 +29,7 @@ from hero_platform.tracking import mlflow_calls as calls
 from hero_platform.tracking.base import RunInfo, Status, alarm_text, is_deterministic, same, without_credentials
 from hero_platform.tracking.journal import Journal, Record, damage, read, starts_line
 from hero_platform.tracking.note import FILE, Note
+from hero_platform.tracking.standing import CHANGED_TAG
 from hero_platform.tracking.system import provenance, provenance_texts
 
 logger = logging.getLogger(__name__)
@@ -255,10 +256,12 @@ class Shipper:
         """Tags and params now; files as jobs, so that an artifact store out of reach does not hold up metrics."""
         run = self._run
         origin = dict(run.provenance) or provenance()
-        commit = origin.get("git", {}).get("commit", "")
+        git = origin.get("git", {})
+        commit = git.get("commit", "")
         own = {calls.RUN_TAG: run.name, "mlflow.user": getpass.getuser(), "mlflow.source.name": "hero_platform"}
         if commit:
-            own |= {"mlflow.source.git.commit": commit}
+            changed = bool(git.get("diff") or git.get("untracked"))
+            own |= {"mlflow.source.git.commit": commit, CHANGED_TAG: str(changed).lower()}
         calls.set_tags(self._client, run_id, own | {key: value[:5000] for key, value in run.tags.items()})
         params = calls.as_params(run.config)
         calls.log_params(self._client, run_id, params, held)

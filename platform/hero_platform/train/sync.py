@@ -17,6 +17,7 @@ from hero_platform.train.failure import TrainingFailed
 from hero_platform.train.lease import only_one
 from hero_platform.train.records import (
     PROVENANCE_FILE,
+    keep_cost,
     keep_evaluations,
     keep_results,
     run_folder,
@@ -77,6 +78,7 @@ def sync(name: str, *, patience_s: float = 60.0, progress: Callable[[str], None]
                 keep_results(tracker, config, folder)
             if not complete:
                 keep_evaluations(tracker, folder)
+            keep_cost(tracker, folder)
             _wait(tracker, patience_s, progress)
         finally:
             tracker.finish(status)
