@@ -16,6 +16,27 @@ BEST_STEP = "best/step"  # where that was found
 CPU_HOURS, GPU_HOURS = "cost/cpu_hours", "cost/gpu_hours"
 
 
+@dataclass(frozen=True)
+class Objective:
+    """A metric of a run's record, and which way is better."""
+
+    metric: str
+    mode: Literal["max", "min"]
+
+    @staticmethod
+    def parse(text: str, flag: str = "--objective") -> Objective:
+        """From `METRIC` or `METRIC:max|min`; a loss and a time are better when they are low.
+
+        Raises:
+            ValueError: the way is neither.
+        """
+        metric, colon, mode = text.partition(":")
+        if colon and mode not in ("max", "min"):
+            raise ValueError(f"{flag} takes METRIC or METRIC:max or METRIC:min, not {text!r}")
+        falls = "loss" in metric or metric.endswith("_s")
+        return Objective(metric, "min" if mode == "min" or (not mode and falls) else "max")
+
+
 class Best:
     """The best value of the headline metric so far, and where it was found: the first of equal ones.
 

@@ -129,9 +129,11 @@ def make_tracker(config: RunConfig, folder: str) -> Tracker:
     """
     if config.tracking.kind == "none":
         return JournalTracker(folder)
+    from hero_platform.tracking.index import path_of
     from hero_platform.tracking.mlflow_tracker import MlflowTracker
 
-    return MlflowTracker(folder, uri=default_uri(home.root()))
+    uri = default_uri(home.root())
+    return MlflowTracker(folder, uri, index=path_of(home.root(), uri))
 
 
 def close(tracker: Tracker, status: Status | None) -> None:
