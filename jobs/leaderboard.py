@@ -49,8 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _job(own: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
     from tqdm import tqdm
 
     from hero_platform import files, home
@@ -85,8 +83,9 @@ def _job(own: argparse.Namespace) -> int:
     if own.html:
         files.write_bytes(own.html, page(groups, address, seen.at_ms).encode())
         print(f"page: {own.html}")
-    said = [{"title": group.title, **asdict(group)} for group in groups]
-    write_json(own.json, {"mlflow": address, "asked_ms": seen.at_ms, "problem": seen.problem, "groups": said})
+    if own.json:
+        said = [group.to_dict() for group in groups]
+        write_json(own.json, {"mlflow": address, "asked_ms": seen.at_ms, "problem": seen.problem, "groups": said})
     return 0
 
 

@@ -37,6 +37,11 @@ class Group:
     tasks: str  # what they were trained on, where the metric does not name it
     lines: list[Line] = field(default_factory=list)
 
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        lines = [{**vars(line), "row": vars(line.row)} for line in self.lines]
+        return {"metric": self.metric, "mode": self.mode, "tasks": self.tasks, "lines": lines}
+
     @property
     def title(self) -> str:
         """For people."""
