@@ -40,7 +40,7 @@ class Group:
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
         lines = [{**vars(line), "row": vars(line.row)} for line in self.lines]
-        return {"metric": self.metric, "mode": self.mode, "tasks": self.tasks, "lines": lines}
+        return {"title": self.title, "metric": self.metric, "mode": self.mode, "tasks": self.tasks, "lines": lines}
 
     @property
     def title(self) -> str:

@@ -57,7 +57,7 @@ class Row:
     commit: str
     changed: str  # whether there were changes that were not committed: true, false
     fingerprint: str
-    setting: str  # equal for runs that differ in nothing but their seed
+    setting: str  # equal for runs of as many steps that differ in nothing but their seed
     metrics: dict[str, float]  # newest finite value of all under val/ and eval/; JSON in the database
     searched: dict[str, str]  # what a sweep chose; JSON in the database
 
@@ -87,7 +87,9 @@ def row_of(found: Found) -> Row:
         best = found.metrics[headline]
         step = best[1]
     cpu, gpu = (found.metrics.get(name, (None,))[0] for name in (standing.CPU_HOURS, standing.GPU_HOURS))
-    setting = f"{tags[standing.SETTING_TAG]} {params.get('steps', '')}" if standing.SETTING_TAG in tags else ""
+    # the param `steps` is that of the first start, and may have grown
+    validated = found.metrics.get(headline, (0.0, 0))[1]
+    setting = f"{tags[standing.SETTING_TAG]} {validated}" if standing.SETTING_TAG in tags else ""
     return Row(
         run_id=found.run_id,
         name=tags.get(RUN_TAG, ""),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection
 
 UNFINISHED = ("RUNNING", "SCHEDULED")
-PARAMS = ("seed", "steps", "searched.%", "mixture.%.task.kind", "mixture.%.corpus")  # as SQL's LIKE takes them
+PARAMS = ("seed", "searched.%", "mixture.%.task.kind", "mixture.%.corpus")  # as SQL's LIKE takes them
 METRICS = ("val/%", "eval/%", "best/%", "cost/%")
 _PAGE = 1000  # runs a call
 _IDS_A_CALL = 100

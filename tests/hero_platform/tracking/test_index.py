@@ -220,8 +220,8 @@ def test_runs_of_another_tracker_are_not_shown(index: str, uri: str):
 def test_writers_wait_for_each_other_and_a_killed_one_leaves_nothing(index: str, uri: str):
     Index(index, uri).put([_row("before")])
     half = (
-        "import sqlite3, sys; d = sqlite3.connect(sys.argv[1], isolation_level=None); d.execute('PRAGMA cache_size = 1');"
-        "d.execute('BEGIN IMMEDIATE'); d.execute('DELETE FROM runs');"
+        "import sqlite3, sys; d = sqlite3.connect(sys.argv[1], isolation_level=None);"
+        "d.execute('PRAGMA cache_size = 1'); d.execute('BEGIN IMMEDIATE'); d.execute('DELETE FROM runs');"
         "[d.execute('INSERT INTO refreshed VALUES (?, 1, 1)', [str(i) * 99]) for i in range(999)];"
         "print('writing', flush=True); sys.stdin.read()"
     )
@@ -264,7 +264,7 @@ def test_an_index_that_cannot_be_written_is_no_trouble_for_the_run(folder: str, 
     tracker = _end_a_run(folder, uri, str(tmp_path / "folder.db"))
     assert tracker.unsent == "" and MlflowClient(uri).get_run(tracker.run_id).info.status == "KILLED"
     assert caplog.text.count("is not in the index") == 1
-    with pytest.raises(ValueError, match="the index .* cannot be used: unable to open"):
+    with pytest.raises(ValueError, match=r"the index .* cannot be used: unable to open"):
         look(str(tmp_path / "folder.db"), uri)
 
 
