@@ -66,7 +66,8 @@ def _job(own: argparse.Namespace) -> int:
     try:
         with tqdm(desc="reading runs", unit="run", disable=None, leave=False, delay=1.0) as bar:
             told = lambda runs: bar.update(runs - bar.n)  # noqa: E731
-            seen = look(path_of(home.root(), uri), uri, everything=own.refresh, progress=told)
+            path = path_of(home.root(), uri)
+            seen = look(path, uri, everything=own.refresh, progress=told, headline_of=_headline_of)
     except Unreachable as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
@@ -87,6 +88,13 @@ def _job(own: argparse.Namespace) -> int:
         said = [group.to_dict() for group in groups]
         write_json(own.json, {"mlflow": address, "asked_ms": seen.at_ms, "problem": seen.problem, "groups": said})
     return 0
+
+
+def _headline_of(kind: str) -> str:
+    """The headline metric of a kind of task: a run from before runs said theirs needs the libraries, once."""
+    from hero_platform.infer.evaluators import EVALUATORS
+
+    return EVALUATORS[kind].headline if kind in EVALUATORS else ""
 
 
 def _chosen(own: argparse.Namespace, seen: Look) -> list[Row]:

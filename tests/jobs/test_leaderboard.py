@@ -66,7 +66,6 @@ def test_runs_that_were_trained_say_how_good_they_are_and_what_they_cost(
     assert train.main([*settings, "--name", "one", "--steps", "6"]) == 0
     files.remove_tree(hero_home / "runs" / "one" / "checkpoints" / "step_00000006")  # as if it had died before it
     assert train.main([*settings, "--name", "one", "--steps", "8"]) == 0
-    assert train.main([*settings, "--name", "two", "--steps", "8", "--seed", "5", "--evaluation.every", "8"]) == 0
 
     metric = "val/vcmr_r1_iou07/moment_retrieval/synthetic"
     found: dict[str, dict[int, float]] = {}
@@ -87,10 +86,9 @@ def test_runs_that_were_trained_say_how_good_they_are_and_what_they_cost(
     said, board = show("--corpus", "synthetic")
     (group,) = board["groups"]
     lines = {line["row"]["name"]: line for line in group["lines"]}
-    assert group["metric"] == metric and set(lines) == {"one", "two"} == set(known_before)
+    assert group["metric"] == metric and set(lines) == {"one"} == set(known_before)
     assert lines["one"]["value"] == max(scores.values()) and lines["one"]["row"]["best_step"] in scores
     assert lines["one"]["row"]["cpu_hours"] == pytest.approx(2 * both / 3600)
-    assert lines["one"]["seeds"] == 2 and lines["one"]["sd"] is not None, "two seeds of one setting"
     assert f"{metric}, higher is better" in said and "finished" in said and "CPU h" in said
 
 

@@ -70,8 +70,13 @@ class Row:
 _COLUMNS = tuple(column.name for column in dataclasses.fields(Row))
 
 
-def row_of(found: Found) -> Row:
-    """A run as the index keeps it."""
+def row_of(found: Found, headline_of: Callable[[str], str] = lambda kind: "") -> Row:
+    """A run as the index keeps it.
+
+    Args:
+        found: what MLflow has of it.
+        headline_of: kind of task -> the metric such a run is ranked by, if any; asked only for runs that do not say it.
+    """
     tags, params = found.tags, found.params
     parts = sorted(name.removesuffix(".corpus") for name in params if name.endswith(".corpus"))
     entries = [(params.get(f"{part}.task.kind", ""), params[f"{part}.corpus"]) for part in parts]
@@ -80,7 +85,7 @@ def row_of(found: Found) -> Row:
         for name, (value, _) in found.metrics.items()
         if name.startswith(("val/", "eval/")) and math.isfinite(value)
     }
-    headline, mode = _headline(found, entries)
+    headline, mode = _headline(found, entries, headline_of)
     best = found.metrics.get(standing.BEST + headline)
     step = int(found.metrics[standing.BEST_STEP][0]) if best and standing.BEST_STEP in found.metrics else None
     if best is None and headline in found.metrics:
@@ -117,16 +122,14 @@ def row_of(found: Found) -> Row:
     )
 
 
-def _headline(found: Found, entries: Sequence[tuple[str, str]]) -> tuple[str, str]:
+def _headline(found: Found, entries: Sequence[tuple[str, str]], headline_of: Callable[[str], str]) -> tuple[str, str]:
     """The metric a run is ranked by and which way is better; of runs that do not say it, from their validations."""
     best = (name.removeprefix(standing.BEST) for name in found.metrics if name.startswith(f"{standing.BEST}val/"))
     if metric := found.tags.get(standing.HEADLINE_TAG) or next(best, ""):
         return metric, found.tags.get(standing.MODE_TAG) or ("min" if metric == standing.LOSS else "max")
     if len(entries) == 1 and any(name.startswith("val/") for name in found.metrics):
-        from hero_platform.infer.evaluators import EVALUATORS
-
         kind, corpus = entries[0]
-        if kind in EVALUATORS and (metric := f"val/{EVALUATORS[kind].headline}/{kind}/{corpus}") in found.metrics:
+        if (metric := f"val/{headline_of(kind)}/{kind}/{corpus}") in found.metrics:
             return metric, "max"
     return (standing.LOSS, "min") if standing.LOSS in found.metrics else ("", "")
 
@@ -256,7 +259,14 @@ class Look:
     problem: str  # why that was not now; empty as it should be
 
 
-def look(path: str, uri: str, *, everything: bool = False, progress: Callable[[int], None] = lambda runs: None) -> Look:
+def look(
+    path: str,
+    uri: str,
+    *,
+    everything: bool = False,
+    progress: Callable[[int], None] = lambda runs: None,
+    headline_of: Callable[[str], str] = lambda kind: "",
+) -> Look:
     """All runs, after asking MLflow for what is new; an index that is damaged or of another version is made anew.
 
     Args:
@@ -264,37 +274,48 @@ def look(path: str, uri: str, *, everything: bool = False, progress: Callable[[i
         uri: tracking address.
         everything: forget what is known and ask for all runs, which also drops deleted ones.
         progress: told how many runs have been read.
+        headline_of: as in `row_of`.
 
     Raises:
         Unreachable: MLflow does not answer, and never has.
         ValueError: the address is of a kind that cannot be read, or the index cannot be opened.
     """
+
+    def attempt(everything: bool) -> Look:
+        with Index(path, uri) as index:
+            problem = ""
+            try:
+                news = _news(index, uri, everything, progress)
+                rows = [row_of(found, headline_of) for found in news.found]
+                index.update(rows, news.gone, news.watermark_ms, everything=news.everything)
+            except Unreachable as error:
+                problem = str(error)
+                if index.refreshed() is None:
+                    raise
+            last = index.refreshed()
+            assert last is not None, "it has just been asked, or it was before"
+            return Look(index.rows(), last[1], problem)
+
     try:
-        return _look(path, uri, everything, progress)
+        return attempt(everything)
     except sqlite3.OperationalError as error:  # such as a folder that may not be written to
         raise ValueError(f"the index {path} cannot be used: {error}") from error
     except sqlite3.DatabaseError as error:
         logger.warning("the index %s is damaged (%s): it is made anew from MLflow", path, error)
         for name in (path, f"{path}-journal"):
             files.remove(name)
-        return _look(path, uri, True, progress)
+        return attempt(True)
 
 
-def _look(path: str, uri: str, everything: bool, progress: Callable[[int], None]) -> Look:
-    with Index(path, uri) as index:
-        problem = ""
-        try:
-            _refresh(index, uri, everything, progress)
-        except Unreachable as error:
-            problem = str(error)
-            if index.refreshed() is None:
-                raise
-        last = index.refreshed()
-        assert last is not None, "it has just been asked, or it was before"
-        return Look(index.rows(), last[1], problem)
+@dataclass(frozen=True)
+class _News:
+    found: list[Found]  # runs that are new, or may have changed
+    gone: list[str]
+    watermark_ms: int  # the newest end that is known
+    everything: bool  # there are no others
 
 
-def _refresh(index: Index, uri: str, everything: bool, progress: Callable[[int], None]) -> None:
+def _news(index: Index, uri: str, everything: bool, progress: Callable[[int], None]) -> _News:
     last = None if everything else index.refreshed()
     watermark = last[0] if last else 0
     found: dict[str, Found] = {}
@@ -309,8 +330,7 @@ def _refresh(index: Index, uri: str, everything: bool, progress: Callable[[int],
     ask(Which(ids=tuple(left)))
     ends = [min(one.end_ms, _now_ms()) for one in found.values() if one.end_ms]  # a clock may be ahead
     gone = [run_id for run_id in left if run_id not in found]
-    rows = [row_of(one) for one in found.values()]
-    index.update(rows, gone, max([watermark, *ends]), everything=last is None)
+    return _News(list(found.values()), gone, max([watermark, *ends]), last is None)
 
 
 def _named() -> str:
