@@ -82,7 +82,8 @@ select:focus-visible, input:focus-visible, button:focus-visible { outline: 2px s
 main { overflow-x: auto; padding: 0 24px 32px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th { text-align: left; border-bottom: 1px solid #c9ced6; padding: 0; }
-th button { all: unset; cursor: pointer; padding: 7px 12px; font-weight: 600; white-space: nowrap; display: block; }
+th button { all: unset; cursor: pointer; padding: 7px 12px; font-weight: 600; white-space: nowrap; display: block; width: 100%;
+  box-sizing: border-box; }
 th button:focus-visible { outline: 2px solid var(--mark); outline-offset: -2px; }
 th button::after { content: "\\2195"; color: #c9ced6; margin-left: 6px; font-weight: 400; }
 th[aria-sort=ascending] button::after { content: "\\2191"; color: var(--mark); }
@@ -90,7 +91,7 @@ th[aria-sort=descending] button::after { content: "\\2193"; color: var(--mark); 
 td { padding: 5px 12px; border-bottom: 1px solid var(--line); white-space: nowrap; max-width: 420px; overflow: hidden;
   text-overflow: ellipsis; }
 tbody tr:hover { background: var(--shade); }
-.number { text-align: right; }
+.number, th.number button { text-align: right; }
 tr.first td { font-weight: 600; }
 .failed { color: #a33; } .pruned, .killed { color: var(--quiet); } .running { color: var(--mark); }
 .more { margin: 14px 0 0; cursor: pointer; }
@@ -149,6 +150,7 @@ function show() {
     };
     cell.hidden = !used[i];
     cell.scope = "col";
+    if (column.numeric) cell.className = "number";
     if (sorted.column === i) cell.ariaSort = sorted.down ? "descending" : "ascending";
     cell.append(button);
     return cell;

@@ -18,6 +18,7 @@ from hero_platform.tracking.base import without_credentials
 from hero_platform.tracking.mlflow_calls import KIND_TAG, RUN_TAG, SWEEP, chunks
 
 if TYPE_CHECKING:
+    import requests
     from sqlalchemy import ColumnElement, Connection
 
 UNFINISHED = ("RUNNING", "SCHEDULED")
@@ -75,38 +76,35 @@ def _from_server(uri: str, which: Which) -> Iterator[list[Found]]:
     import requests
 
     names = os.environ.get
-    session = requests.Session()
-    if user := names("MLFLOW_TRACKING_USERNAME"):
-        session.auth = (user, names("MLFLOW_TRACKING_PASSWORD", ""))
-    elif token := names("MLFLOW_TRACKING_TOKEN"):
-        session.headers["Authorization"] = f"Bearer {token}"
-    insecure = names("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
-    session.verify = names("MLFLOW_TRACKING_SERVER_CERT_PATH") or not insecure
+    with requests.Session() as session:
+        if user := names("MLFLOW_TRACKING_USERNAME"):
+            session.auth = (user, names("MLFLOW_TRACKING_PASSWORD", ""))
+        elif token := names("MLFLOW_TRACKING_TOKEN"):
+            session.headers["Authorization"] = f"Bearer {token}"
+        insecure = names("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
+        session.verify = names("MLFLOW_TRACKING_SERVER_CERT_PATH") or not insecure
+        pages = _pages(session, uri, "experiments", {"max_results": _PAGE})
+        experiments = {one["experiment_id"]: one["name"] for page in pages for one in page.get("experiments", ())}
+        for condition in _conditions(which):
+            ours = f"tags.`{RUN_TAG}` LIKE '%'"
+            asked = {"experiment_ids": list(experiments), "filter": ours + condition, "max_results": _PAGE}
+            for page in _pages(session, uri, "runs", asked):
+                yield [_parsed(run, experiments) for run in page.get("runs", ())]
 
-    def pages(what: str, asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        address = f"{uri.rstrip('/')}/api/2.0/mlflow/{what}/search"
-        token = ""
-        while True:
-            try:
-                answer = session.post(
-                    address, json=asked | {"page_token": token} if token else asked, timeout=_TIMEOUT_S
-                )
-                answer.raise_for_status()
-                page = answer.json()
-            except (requests.RequestException, ValueError) as error:
-                raise _unreachable(uri, error) from None
-            yield page
-            token = page.get("next_page_token", "")
-            if not token:
-                return
 
-    listed = [one for page in pages("experiments", {"max_results": _PAGE}) for one in page.get("experiments", ())]
-    experiments = {one["experiment_id"]: one["name"] for one in listed}
-    for condition in _conditions(which):
-        ours = f"tags.`{RUN_TAG}` LIKE '%'"
-        asked = {"experiment_ids": list(experiments), "filter": ours + condition, "max_results": _PAGE}
-        for page in pages("runs", asked):
-            yield [_parsed(run, experiments) for run in page.get("runs", ())]
+def _pages(session: requests.Session, uri: str, what: str, asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The answers of a search, until there are no more."""
+    token: str | None = ""
+    while token is not None:
+        try:
+            address = f"{uri.rstrip('/')}/api/2.0/mlflow/{what}/search"
+            answer = session.post(address, json=asked | {"page_token": token}, timeout=_TIMEOUT_S)
+            answer.raise_for_status()
+            page = answer.json()
+        except (OSError, ValueError) as error:  # what requests raises is one of them
+            raise _unreachable(uri, error) from None
+        yield page
+        token = page.get("next_page_token") or None
 
 
 def _conditions(which: Which) -> list[str]:
