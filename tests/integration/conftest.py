@@ -28,7 +28,7 @@ from hero_platform import files
 ROOT = Path(__file__).resolve().parents[2]
 INJECT = Path(__file__).with_name("inject")
 PATIENCE_S = 240.0  # only a failure waits this long
-DETERMINISTIC = ("train/", "val/", "stream/")
+DETERMINISTIC = ("train/", "val/", "best/", "stream/")
 
 
 class Runs:

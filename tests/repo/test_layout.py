@@ -93,6 +93,8 @@ IMPORTERS = {  # only these files import it, as docs/architecture.md says
     },
     "optuna": {"tune/study.py", "tune/asha.py", "tune/pictures.py"},
     "mlflow": {"tracking/mlflow_calls.py"},
+    "requests": {"tracking/mlflow_runs.py"},  # a table of runs takes less time than importing MLflow
+    "sqlalchemy": {"tracking/mlflow_runs.py"},
     "tyro": {"config_io.py"},
     "pydantic": {"config_io.py"},
     "tokenizers": {"hero_model/text.py"},

@@ -68,8 +68,8 @@ class Tracker(Protocol):
     def abandon(self) -> None:
         """Close without a word to anyone: another process has the run, and its record is that one's affair."""
 
-    def history(self, prefix: str) -> dict[str, dict[int, float]]:
-        """Recorded metrics whose names begin with `prefix`, over all starts of the run: name -> step -> value."""
+    def history(self, prefix: str | tuple[str, ...]) -> dict[str, dict[int, float]]:
+        """Recorded metrics whose names begin with a prefix, over all starts of the run: name -> step -> value."""
 
     @property
     def alarms(self) -> list[str]:
@@ -102,7 +102,7 @@ class NullTracker:
     def commit(self) -> None:
         """Nothing to make durable."""
 
-    def history(self, prefix: str) -> dict[str, dict[int, float]]:
+    def history(self, prefix: str | tuple[str, ...]) -> dict[str, dict[int, float]]:
         """Nothing was recorded."""
         return {}
 
@@ -160,7 +160,7 @@ class MemoryTracker:
     def commit(self) -> None:
         """Memory is as durable as it gets."""
 
-    def history(self, prefix: str) -> dict[str, dict[int, float]]:
+    def history(self, prefix: str | tuple[str, ...]) -> dict[str, dict[int, float]]:
         """From memory."""
         return {name: dict(points) for name, points in self.metrics.items() if name.startswith(prefix)}
 

@@ -28,6 +28,7 @@ class MlflowTracker(JournalTracker):
         flush_s: seconds between looks at the journal, and the least between two calls. Only the end of a run does not
             wait for its turn, except with metrics.
         finish_timeout_s: the longest `finish` waits for MLflow.
+        index: database file that the run is added to when it ends (`index.path_of`); empty: none.
     """
 
     def __init__(
@@ -38,10 +39,11 @@ class MlflowTracker(JournalTracker):
         sample_every_s: float = SAMPLE_EVERY_S,
         flush_s: float = 1.0,
         finish_timeout_s: float = 60.0,
+        index: str = "",
     ) -> None:
         super().__init__(folder, sample_every_s=sample_every_s)
         self._uri = uri
-        self._flush_s, self._finish_timeout_s = flush_s, finish_timeout_s
+        self._flush_s, self._finish_timeout_s, self._index = flush_s, finish_timeout_s, index
         self._shipper: Shipper | None = None
 
     @property
@@ -68,7 +70,7 @@ class MlflowTracker(JournalTracker):
         """Open the journal; the MLflow run is opened in the background."""
         super().start(run)
         self._info = run
-        self._shipper = Shipper(self._uri, run, self.journal, self._flush_s, self.folder)
+        self._shipper = Shipper(self._uri, run, self.journal, self._flush_s, self.folder, self._index)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append to the journal; an alarm is also a tag of the run."""

@@ -88,7 +88,7 @@ class JournalTracker:
         """Force the journal to the disk, or upload it."""
         self.journal.commit()
 
-    def history(self, prefix: str) -> dict[str, dict[int, float]]:
+    def history(self, prefix: str | tuple[str, ...]) -> dict[str, dict[int, float]]:
         """From the journal."""
         found: dict[str, dict[int, float]] = {}
         for record in read(self.journal.path):

@@ -25,10 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from hero_platform import files
+from hero_platform.tracking import index
 from hero_platform.tracking import mlflow_calls as calls
 from hero_platform.tracking.base import RunInfo, Status, alarm_text, is_deterministic, same, without_credentials
 from hero_platform.tracking.journal import Journal, Record, damage, read, starts_line
 from hero_platform.tracking.note import FILE, Note
+from hero_platform.tracking.standing import CHANGED_TAG
 from hero_platform.tracking.system import provenance, provenance_texts
 
 logger = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ class Job:
 class Shipper:
     """The thread between the journal and the server. Every method but `finish` runs on it."""
 
-    def __init__(self, uri: str, run: RunInfo, journal: Journal, flush_s: float, folder: str) -> None:
+    def __init__(self, uri: str, run: RunInfo, journal: Journal, flush_s: float, folder: str, index_path: str) -> None:
         self.run_id: str | None = None
         self.metrics_sent = 0
         self.unsent = "the server has not answered yet"
@@ -61,7 +63,7 @@ class Shipper:
         self._note_path = Path(journal.path).with_name(FILE)
         # of a remote run the note beside the journal goes with this host: which run it was stays in its folder
         self._kept_note = files.join(folder, FILE) if files.is_remote(folder) else ""
-        self._flush_s = flush_s
+        self._flush_s, self._index_path = flush_s, index_path
         self._next_call = 0.0  # monotonic clock: the server may be called again from then on
         self._client: Any = None
         self._note: Note | None = None
@@ -195,6 +197,12 @@ class Shipper:
         self._note.clean = not self.unsent
         self._note.save(self._note_path)
         self._concluded = True
+        try:
+            if self._index_path:
+                index.add(self._index_path, self._uri, self._note.run_id)
+        except Exception as error:  # whoever looks at the index asks MLflow for what it lacks
+            text = without_credentials(str(error))
+            logger.warning("run %s is not in the index %s yet: %s", self._run.name, self._index_path, text)
 
     def _open(self) -> Note:
         """Find or create the run, describe it, and find out where to go on."""
@@ -255,10 +263,12 @@ class Shipper:
         """Tags and params now; files as jobs, so that an artifact store out of reach does not hold up metrics."""
         run = self._run
         origin = dict(run.provenance) or provenance()
-        commit = origin.get("git", {}).get("commit", "")
+        git = origin.get("git", {})
+        commit = git.get("commit", "")
         own = {calls.RUN_TAG: run.name, "mlflow.user": getpass.getuser(), "mlflow.source.name": "hero_platform"}
         if commit:
-            own |= {"mlflow.source.git.commit": commit}
+            changed = bool(git.get("diff") or git.get("untracked"))
+            own |= {"mlflow.source.git.commit": commit, CHANGED_TAG: str(changed).lower()}
         calls.set_tags(self._client, run_id, own | {key: value[:5000] for key, value in run.tags.items()})
         params = calls.as_params(run.config)
         calls.log_params(self._client, run_id, params, held)

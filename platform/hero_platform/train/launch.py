@@ -22,7 +22,16 @@ from hero_platform.train.failure import TrainingFailed, last_line
 from hero_platform.train.lease import LeaseLost, only_one
 from hero_platform.train.loop import Signal
 from hero_platform.train.on_ray import Judge, run_on_ray
-from hero_platform.train.records import close, end_of, is_settled, keep_results, make_tracker, run_info, starts_of
+from hero_platform.train.records import (
+    close,
+    end_of,
+    is_settled,
+    keep_cost,
+    keep_results,
+    make_tracker,
+    run_info,
+    starts_of,
+)
 from hero_platform.train.resolve import check_same_run
 from hero_platform.train.worker import Surroundings, train
 
@@ -185,6 +194,7 @@ def settle(config: RunConfig, status: Status) -> None:
         tracker.start(run_info(config, resume_step=step, same_split=False, provenance=provenance()))
         if status == "FINISHED":
             keep_results(tracker, config, folder)
+        keep_cost(tracker, folder)
         tracker.finish(status)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import contextlib
 import hashlib
 import json
 import logging
@@ -11,7 +12,7 @@ import re
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from hero_platform.tracking.journal import FILE as JOURNAL_FILE
 from hero_platform.tracking.note import FILE as NOTE_FILE
 from hero_platform.tracking.note import Note
 from hero_platform.tracking.recorder import STATUS_FILE, JournalTracker
+from hero_platform.tracking.standing import SETTING_TAG, Leg, device_hours
 from hero_platform.train import snapshot
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class Start:
     threads: int  # of each rank
     device: str
     config: RunConfig
+    recorded: int = 0  # the last step that the starts before it had recorded
     made_with: str = ""  # digest of its code and packages; empty: not recorded
 
 
@@ -58,6 +61,7 @@ def note_start(folder: str, start: Start, provenance: Mapping[str, Any]) -> None
         files.remove_partial(left, shared=True)
     record = {
         "step": start.step,
+        "recorded": start.recorded,
         "time": time.strftime(_TIME, time.gmtime(start.time_ms / 1000)),
         "host": socket.gethostname(),
         "world": start.world,
@@ -104,7 +108,9 @@ def _read_start(path: str) -> Start | None:
         seconds = calendar.timegm(time.strptime(record["time"], _TIME))
         config = config_io.from_json(json.dumps(record["config"]))
         split = (int(record["world"]), int(record["threads_per_worker"]), str(record["device"]))
-        return Start(int(record["step"]), seconds * 1000, *split, config, str(record.get("made_with", "")))
+        recorded = int(record.get("recorded", record["step"]))  # older notes do not say it
+        made_with = str(record.get("made_with", ""))
+        return Start(int(record["step"]), seconds * 1000, *split, config, recorded, made_with)
     except (ValueError, KeyError, TypeError):
         return None
 
@@ -142,9 +148,11 @@ def make_tracker(config: RunConfig, folder: str) -> Tracker:
     """
     if config.tracking.kind == "none":
         return JournalTracker(folder)
+    from hero_platform.tracking.index import path_of
     from hero_platform.tracking.mlflow_tracker import MlflowTracker
 
-    return MlflowTracker(folder, uri=default_uri(home.root()))
+    uri = default_uri(home.root())
+    return MlflowTracker(folder, uri, index=path_of(home.root(), uri))
 
 
 def close(tracker: Tracker, status: Status | None) -> None:
@@ -207,9 +215,57 @@ def run_info(config: RunConfig, *, resume_step: int, same_split: bool, provenanc
         resume_step=resume_step,
         replay_tolerance=0.0 if same_split else math.inf,
         sweep=config.tracking.sweep,
-        tags={"recipe": config.recipe, "fingerprint": config_io.fingerprint(config), **digests, **annotations},
+        tags={
+            "recipe": config.recipe,
+            "fingerprint": config_io.fingerprint(config),
+            SETTING_TAG: _setting(config),
+            **digests,
+            **annotations,
+        },
         provenance=provenance,
     )
+
+
+def _setting(config: RunConfig) -> str:
+    """The same for runs that differ only in their seed, and in that of the runs whose weights they began with."""
+    begun_with = config.init_digest
+    if home.is_name(config.init_from):
+        with contextlib.suppress(FileNotFoundError, ValueError):  # of a run that is gone, or damaged
+            origin = files.read_bytes(files.join(home.run_dir(config.init_from), "config.json"))
+            begun_with = _setting(config_io.from_json(origin.decode()))
+    return config_io.fingerprint(replace(config, seed=0, init_digest=begun_with))
+
+
+def keep_cost(tracker: Tracker, folder: str) -> None:
+    """Record what a run has cost up to the end of its newest start; the step of it is the number of starts.
+
+    A start may end at the step where an earlier one did, and more was spent by then. A cost that cannot be kept is said
+    in the log: it never stands in the way of the run's end.
+    """
+    try:
+        _keep_cost(tracker, folder)
+    except Exception as error:
+        logger.error("the cost of the run could not be kept: %s", error)
+
+
+def _keep_cost(tracker: Tracker, folder: str) -> None:
+    starts, past = starts_of(folder), tracker.history(("sys/step_s", "cost/"))
+    step_s = past.get("sys/step_s", {})
+    known = [start.recorded for start in starts[1:]] + [max(step_s, default=0)]
+    ends = [start.step for start in starts[1:]] + [0]  # of a start that came no further than those before it
+    legs = [
+        Leg(
+            begin=start.step,
+            end=reached if reached > start.recorded else end,
+            devices=start.world * (1 if start.device.startswith("cuda") else start.threads),
+            gpu=start.device.startswith("cuda"),
+        )
+        for start, reached, end in zip(starts, known, ends, strict=True)
+    ]
+    cost = device_hours(legs, step_s)
+    new = {name: hours for name, hours in cost.items() if len(starts) not in past.get(name, {})}
+    if new:
+        tracker.log(len(starts), new)
 
 
 def keep_results(tracker: Tracker, config: RunConfig, folder: str) -> None:

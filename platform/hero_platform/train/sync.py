@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hero_platform import files, home
 from hero_platform.tracking.base import default_uri, without_credentials
+from hero_platform.tracking.index import path_of
 from hero_platform.tracking.journal import FILE, read
 from hero_platform.tracking.mlflow_tracker import MlflowTracker
 from hero_platform.tracking.note import FILE as NOTE_FILE
@@ -16,6 +17,7 @@ from hero_platform.tracking.note import Note
 from hero_platform.train.failure import TrainingFailed
 from hero_platform.train.lease import only_one
 from hero_platform.train.records import (
+    keep_cost,
     keep_evaluations,
     keep_results,
     provenance_of,
@@ -61,7 +63,8 @@ def sync(name: str, *, patience_s: float = 60.0, progress: Callable[[str], None]
             raise ValueError(f"run {name!r} in {folder} has recorded nothing yet")
         config = starts[-1].config
         uri = default_uri(home.root())
-        tracker = MlflowTracker(folder, uri, sample_every_s=0, flush_s=_LOOK_S, finish_timeout_s=patience_s)
+        pace: dict[str, float] = {"sample_every_s": 0, "flush_s": _LOOK_S, "finish_timeout_s": patience_s}
+        tracker = MlflowTracker(folder, uri, **pace, index=path_of(home.root(), uri))
         status = status_of(folder)
         note = Note.load(Path(folder) / NOTE_FILE, without_credentials(uri))
         journal = files.join(folder, FILE)
@@ -76,6 +79,7 @@ def sync(name: str, *, patience_s: float = 60.0, progress: Callable[[str], None]
                 keep_results(tracker, config, folder)
             if not complete:
                 keep_evaluations(tracker, folder)
+            keep_cost(tracker, folder)
             _wait(tracker, patience_s, progress)
         finally:
             tracker.finish(status)

@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from hero_platform.heartbeat import watched
 from hero_platform.infer.headline import Headline
 from hero_platform.store.reader import FeatureStore
 from hero_platform.tracking.base import NullTracker, Tracker
+from hero_platform.tracking.standing import LOSS, Best
 from hero_platform.train import determinism, optim, snapshot
 from hero_platform.train.checkpoint import Checkpointer, CheckpointError
 from hero_platform.train.comm import Comm
@@ -30,7 +31,7 @@ from hero_platform.train.evaluate import Validator
 from hero_platform.train.failure import NonFiniteError
 from hero_platform.train.lease import Lease
 from hero_platform.train.loop import Hooks, Signal, run_steps
-from hero_platform.train.records import Start, keep_results, note_start, run_info, same_since
+from hero_platform.train.records import Start, keep_cost, keep_results, note_start, run_info, same_since
 from hero_platform.train.resolve import load_weights
 from hero_platform.train.step import DTYPES, Stepper
 from hero_platform.train.summary import unique_tasks
@@ -38,7 +39,6 @@ from hero_platform.train.summary import unique_tasks
 logger = logging.getLogger(__name__)
 
 NAMED_VIDEOS = 8  # of a step that went wrong; jobs.replay names all
-LOSS = "val/loss"  # the mean over the mixture picks the best checkpoint where no benchmark's number does
 
 
 @dataclass(frozen=True)
@@ -105,27 +105,34 @@ def _train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
     module, optimizer, start, split = build_state(config, snapshot.latest(root), around.device)
     here = {"world": around.comm.world, "threads": threads}
     headline = Headline.of(config, stores, around.device)
-    writer = None
+    writer = best = None
     if around.comm.rank == 0:
         same_split = split in (None, here) and same_since(around.folder, start, around.comm.world, threads)
         info = run_info(config, resume_step=start, same_split=same_split, provenance=around.provenance)
         if around.lease is not None:
             info = replace(info, guard=_guard(around.lease, around.folder))
-        around.tracker.start(info)
-        if gap := _gap(around.tracker, start):
+        best = Best(LOSS, "min") if headline is None else Best(headline.metric, "max")
+        around.tracker.start(replace(info, tags={**info.tags, **best.tags}))
+        past = around.tracker.history(("train/lr", best.metric))
+        best.resume(past.get(best.metric, {}), start)
+        recorded = past.get("train/lr", {})
+        if gap := _gap(around.tracker, recorded, start):
             logger.error(
                 "the record of run %s lacks %s, which are behind its checkpoint of step %d: they stay missing",
                 *(config.name, gap, start),
             )
-        now = Start(start, time.time_ns() // 1_000_000, around.comm.world, threads, str(around.device), config)
+        now = Start(
+            *(start, time.time_ns() // 1_000_000, around.comm.world, threads, str(around.device), config),
+            recorded=max(recorded, default=0),
+        )
         note_start(around.folder, now, around.provenance)
         writer = Checkpointer(
             root,
             resumed_from=start,
             keep_last=config.checkpoint.keep_last,
             config=config_io.to_dict(config),
-            best_metric=LOSS if headline is None else headline.metric,
-            best_mode="min" if headline is None else "max",
+            best_metric=best.metric,
+            best_mode=best.mode,
             before_publish=lambda: _before_publish(around),
             keep_every_h=config.checkpoint.keep_every_h,
             max_failed=config.checkpoint.max_failed,
@@ -134,7 +141,7 @@ def _train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
     feed = Feed(config, stores, around.comm.rank, around.comm.world)
     batches = Prefetcher(feed, start=start, stop=config.steps, depth=config.scale.prefetch)
     stepper = Stepper(module, config, around.comm, around.device)
-    state = _State(config, around, module, optimizer, writer, stores, here, feed, headline)
+    state = _State(config, around, module, optimizer, writer, stores, here, feed, headline, best)
     with contextlib.closing(batches), state:
         step = run_steps(stepper, optimizer, batches, config, around.comm, state.hooks(), start)
     if around.comm.rank == 0 and step == config.steps and not config.tracking.rests:
@@ -142,9 +149,8 @@ def _train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
     return {"step": step, "stopped": step < config.steps, "resumed_from": start}
 
 
-def _gap(tracker: Tracker, start: int) -> str:
+def _gap(tracker: Tracker, recorded: Container[int], start: int) -> str:
     """Which finished steps the record does not have, for people; empty as it should be."""
-    recorded = tracker.history("train/lr").get("train/lr", {})
     missing = [step for step in range(1, start + 1) if step not in recorded]
     if not missing or isinstance(tracker, NullTracker):
         return ""
@@ -219,6 +225,7 @@ class _State:
         split: Mapping[str, int],
         feed: Feed,
         headline: Headline | None,
+        best: Best | None,
     ) -> None:
         self._config = config
         self._split = split
@@ -229,6 +236,7 @@ class _State:
         self._checkpoints = checkpoints
         self._validator = Validator(config, stores, around.comm, around.device) if config.evaluation.every else None
         self._headline = headline
+        self._best = best  # of rank 0
         self._score: tuple[int, float] | None = None
         self._last: dict[str, float] = {}
         for line in self._validator.missing if self._validator and around.comm.rank == 0 else ():
@@ -247,6 +255,8 @@ class _State:
             if error is None:
                 raise
             logger.error("%s", unwritten)
+        finally:
+            keep_cost(self._around.tracker, self._around.folder)
 
     def hooks(self) -> Hooks:
         return Hooks(
@@ -293,7 +303,8 @@ class _State:
             score = metrics.get(self._headline.metric)
             self._score = None if score is None else (step, score)
         if self._around.comm.rank == 0 and metrics:
-            self._around.tracker.log(step, metrics)
+            found = self._best.after(step, metrics) if self._best else {}
+            self._around.tracker.log(step, metrics | found)
             self._around.validated(step, metrics)
 
     def _before_update(self, step: int) -> None:

@@ -12,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -21,6 +21,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from hero_platform.tracking.standing import Objective as Objective
 from hero_platform.tune.space import Choice, Distribution, Int, Space, combinations, draw
 
 if TYPE_CHECKING:
@@ -51,27 +52,6 @@ _STATES = {
 
 
 ENDED = ("finished", "pruned", "failed")  # states of trials
-
-
-@dataclass(frozen=True)
-class Objective:
-    """A metric of a run's record, and which way is better."""
-
-    metric: str
-    mode: Literal["max", "min"]
-
-    @staticmethod
-    def parse(text: str) -> Objective:
-        """From `METRIC` or `METRIC:max|min`; a loss and a time are better when they are low.
-
-        Raises:
-            ValueError: the way is neither.
-        """
-        metric, colon, mode = text.partition(":")
-        if colon and mode not in ("max", "min"):
-            raise ValueError(f"--objective takes METRIC or METRIC:max or METRIC:min, not {text!r}")
-        falls = "loss" in metric or metric.endswith("_s")
-        return Objective(metric, "min" if mode == "min" or (not mode and falls) else "max")
 
 
 @dataclass(frozen=True)

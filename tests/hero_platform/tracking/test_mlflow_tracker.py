@@ -4,13 +4,11 @@ import math
 import os
 import random
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -313,42 +311,10 @@ def test_killed_between_steps_and_started_again(folder, uri):
         _assert_each_once(client, run, name, range(1, trainers.reached + 50), Path(folder) / FILE)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def starting_server(_empty_tracking_database, tmp_path_factory):
-    """A real MLflow server on loopback."""
-    place = tmp_path_factory.mktemp("server")
-    database = shutil.copy(_empty_tracking_database, place / "mlflow.db")
-    port = _free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(place / "kept")]
-    env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with open(place / "server.log", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
-    yield f"http://127.0.0.1:{port}", process, f"sqlite:///{database}", place / "server.log"
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
-
-
 @pytest.mark.slow
-def test_a_real_server_and_its_death(folder, starting_server, caplog):
+def test_a_real_server_and_its_death(folder, server, caplog):
     """Metrics and artifacts through HTTP; the server dies in mid-run; the rest arrives at the next start."""
-    address, process, database, server_log = starting_server
-
-    def is_up() -> bool:
-        assert process.poll() is None, server_log.read_text()[-2000:]
-        try:
-            return urllib.request.urlopen(f"{address}/health", timeout=1).status == 200
-        except OSError:
-            return False
-
-    _until(is_up, 120)
+    address, process, database = server
     tracker = _tracker(folder, address)
     tracker.start(_info())
     _log(tracker, range(1, 501))

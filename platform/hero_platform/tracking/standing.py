@@ -1,0 +1,103 @@
+"""What a run says of itself so that runs can be ranked from the tracker alone: headline, best value, cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+LOSS = "val/loss"  # the mean over the mixture is the headline where no benchmark's number is
+HEADLINE_TAG, MODE_TAG = "hero.headline", "hero.headline_mode"
+SETTING_TAG = "hero.setting"  # the same for runs that differ only in their seed
+CHANGED_TAG = "hero.git.changed"  # whether there were changes that were not committed, new files too: true, false
+BEST = "best/"  # before the headline's name: its best value so far
+BEST_STEP = "best/step"  # where that was found
+CPU_HOURS, GPU_HOURS = "cost/cpu_hours", "cost/gpu_hours"
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A metric of a run's record, and which way is better."""
+
+    metric: str
+    mode: Literal["max", "min"]
+
+    @staticmethod
+    def parse(text: str, flag: str = "--objective") -> Objective:
+        """From `METRIC` or `METRIC:max|min`; a loss and a time are better when they are low.
+
+        Raises:
+            ValueError: the way is neither.
+        """
+        metric, colon, mode = text.partition(":")
+        if colon and mode not in ("max", "min"):
+            raise ValueError(f"{flag} takes METRIC or METRIC:max or METRIC:min, not {text!r}")
+        falls = "loss" in metric or metric.endswith("_s")
+        return Objective(metric, "min" if mode == "min" or (not mode and falls) else "max")
+
+
+class Best:
+    """The best value of the headline metric so far, and where it was found: the first of equal ones.
+
+    Args:
+        metric: name of the headline metric.
+        mode: which way is better.
+    """
+
+    def __init__(self, metric: str, mode: Literal["max", "min"]) -> None:
+        self.metric, self.mode = metric, mode
+        self._best: tuple[float, int] | None = None
+
+    def resume(self, history: Mapping[int, float], start: int) -> None:
+        """Go on from a checkpoint: what was measured after it is measured again.
+
+        Args:
+            history: step -> value of the headline metric, as earlier starts recorded it.
+            start: updates behind the checkpoint.
+        """
+        for step in sorted(step for step in history if step <= start):
+            self.after(step, {self.metric: history[step]})
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What the tracker is told at the start."""
+        return {HEADLINE_TAG: self.metric, MODE_TAG: self.mode}
+
+    def after(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
+        """What to record beside a validation; nothing while none had a finite value."""
+        value = metrics.get(self.metric, math.nan)
+        sign = 1 if self.mode == "max" else -1
+        if math.isfinite(value) and (self._best is None or sign * value > sign * self._best[0]):
+            self._best = (value, step)
+        return {} if self._best is None else {BEST + self.metric: self._best[0], BEST_STEP: float(self._best[1])}
+
+
+@dataclass(frozen=True)
+class Leg:
+    """What one start of a run worked with, and from where to where the record says it came."""
+
+    begin: int  # updates behind the checkpoint it went on from
+    end: int  # the last step it is known to have reached
+    devices: int  # GPUs, or threads of all ranks
+    gpu: bool
+
+
+def device_hours(legs: Sequence[Leg], step_s: Mapping[int, float]) -> dict[str, float]:
+    """Device hours of a run's training steps: `cost/gpu_hours` where a rank had a GPU, else `cost/cpu_hours`.
+
+    Start-up, validation and waiting for a restart are left out. A step that was repeated after a crash counts again, at
+    the speed that was measured first. On CPUs every thread counts, so that the number is core hours.
+
+    Args:
+        legs: the starts of the run, first to last.
+        step_s: step -> seconds a step, since the entry before.
+    """
+    seconds = {CPU_HOURS: 0.0, GPU_HOURS: 0.0}
+    for leg in legs:
+        before = 0
+        for step in sorted(step_s):
+            steps = min(step, leg.end) - max(before, leg.begin)
+            seconds[GPU_HOURS if leg.gpu else CPU_HOURS] += max(steps, 0) * step_s[step] * leg.devices
+            before = step
+    return {name: total / 3600 for name, total in seconds.items() if total}
