@@ -82,8 +82,8 @@ select:focus-visible, input:focus-visible, button:focus-visible { outline: 2px s
 main { overflow-x: auto; padding: 0 24px 32px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th { text-align: left; border-bottom: 1px solid #c9ced6; padding: 0; }
-th button { all: unset; cursor: pointer; padding: 7px 12px; font-weight: 600; white-space: nowrap; display: block; width: 100%;
-  box-sizing: border-box; }
+th button { all: unset; cursor: pointer; padding: 7px 12px; font-weight: 600; white-space: nowrap; display: block;
+  width: 100%; box-sizing: border-box; }
 th button:focus-visible { outline: 2px solid var(--mark); outline-offset: -2px; }
 th button::after { content: "\\2195"; color: #c9ced6; margin-left: 6px; font-weight: 400; }
 th[aria-sort=ascending] button::after { content: "\\2191"; color: var(--mark); }
