@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,7 +121,7 @@ class Journal:
             if new:
                 now = time.time_ns() // 1_000_000
                 self.began_ms = self.began_ms or now
-                self._append(json.dumps({"step": step, "t_ms": now, "metrics": new}, separators=(",", ":")).encode())
+                self._append(_body(step, now, new))
             differences = {
                 name: (before[name], value)
                 for name, value in metrics.items()
@@ -131,8 +131,7 @@ class Journal:
 
     def _append(self, body: bytes) -> None:
         """Write one line whole; of one that could not be, nothing stays."""
-        checksum = zlib.crc32(body, self._checksum)
-        line = body[:-1] + b',"crc":"%08x"}\n' % checksum
+        line, checksum = _line(body, self._checksum)
         try:
             _write_all(self._file, line)
         except OSError as error:
@@ -260,6 +259,25 @@ def scratch_root() -> Path:
 def _scratch(folder: str) -> Path:
     """A local folder that belongs to one remote run: the same at each start, so a killed one leaves no second."""
     return scratch_root() / hashlib.sha256(folder.encode()).hexdigest()[:16]
+
+
+def as_bytes(records: Iterable[Record]) -> bytes:
+    """A whole journal of these records, with their times."""
+    lines, checksum = [], 0
+    for record in records:
+        line, checksum = _line(_body(record.step, record.t_ms, record.metrics), checksum)
+        lines.append(line)
+    return b"".join(lines)
+
+
+def _body(step: int, t_ms: int, metrics: Mapping[str, float]) -> bytes:
+    return json.dumps({"step": step, "t_ms": t_ms, "metrics": metrics}, separators=(",", ":")).encode()
+
+
+def _line(body: bytes, checksum: int) -> tuple[bytes, int]:
+    """A line with its checksum, which goes on from that of the line before."""
+    checksum = zlib.crc32(body, checksum)
+    return body[:-1] + b',"crc":"%08x"}\n' % checksum, checksum
 
 
 def _write_all(handle: int, data: bytes) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from hero_platform import config_io, files, home
 from hero_platform.config import RunConfig
-from hero_platform.tracking.journal import FILE, of_run
+from hero_platform.tracking.journal import FILE, Record, as_bytes, of_run
 from hero_platform.train import snapshot
 
 FORKED = "forked.json"  # in the run's folder: which run and step it began from, and the digest of that checkpoint
@@ -39,17 +41,16 @@ def fork(config: RunConfig, donor: str, step: int) -> None:
     commit = snapshot.verify(source)
     files.remove_tree(folder)
     files.copy_tree(source, files.join(home.checkpoints_dir(config.name), files.name_of(source)))
-    record = files.read_bytes(files.join(origin, FILE))[: _recorded_until(origin, step)]
-    files.write_bytes(files.join(folder, FILE), record)
+    files.write_bytes(files.join(folder, FILE), as_bytes(_until(origin, step)))
     files.write_json(files.join(folder, FORKED), {"run": donor, "step": step, "digest": commit["digest"]})
     files.write_json(files.join(folder, "config.json"), config_io.to_dict(config))
 
 
-def _recorded_until(folder: str, step: int) -> int:
-    """Where in the journal of a run what came after a step begins, in bytes."""
-    end = 0
+def _until(folder: str, step: int) -> Iterator[Record]:
+    """The record of a run up to a step, without what it cost."""
     for record in of_run(folder):
         if "train/lr" in record.metrics and record.step > step:
-            break
-        end = record.end
-    return end
+            return
+        metrics = {name: value for name, value in record.metrics.items() if not name.startswith("cost/")}
+        if metrics:
+            yield record._replace(metrics=metrics)

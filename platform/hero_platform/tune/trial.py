@@ -12,7 +12,6 @@ from ray import tune
 from hero_platform import config_io, files, home
 from hero_platform.train.failure import TrainingFailed
 from hero_platform.train.launch import USER_MISTAKES, launch, settle
-from hero_platform.train.records import status_of
 
 STOP_FILE = "stop-trial"  # in the run's folder: the sweep wants no more of it
 LOOK_EVERY_S = 1.0
@@ -31,12 +30,11 @@ def run_trial(asked: Mapping[str, Any]) -> None:
     os.environ.update(asked["environment"])
     config, metrics = config_io.from_json(asked["config"]), asked["metrics"]
     folder = home.run_dir(config.name)
-    if asked["stopped"]:
-        if status_of(folder) != "KILLED":
-            settle(config, "KILLED")
+    path = files.join(folder, STOP_FILE)
+    if asked["stopped"] or files.exists(path):  # it was lost while it ended
+        settle(config, "KILLED")
         tune.report({"status": "interrupted", "found": {}})
         return
-    path = files.join(folder, STOP_FILE)
     stop, over = threading.Event(), threading.Event()
     failures: list[str] = []
 

@@ -48,6 +48,11 @@ def curve(home: Path, name: str) -> dict[int, float]:
     return {step: value for step, name, value in found if name.startswith("train/loss/") and name.count("/") == 3}
 
 
+def cost(home: Path, name: str) -> float:
+    """CPU-hours by its newest start."""
+    return [r.metrics["cost/cpu_hours"] for r in of_run(f"{home}/runs/{name}") if "cost/cpu_hours" in r.metrics][-1]
+
+
 def test_a_fork_goes_on_as_its_donor_does(donor, hero_home: Path, monkeypatch):
     donor(6)
     with pytest.raises(ValueError, match="there is no checkpoint of step 5"):
@@ -70,6 +75,8 @@ def test_a_fork_goes_on_as_its_donor_does(donor, hero_home: Path, monkeypatch):
     names = ("donor", "same", "other")
     digests = [weights_digest(choose(f"{hero_home}/runs/{name}/checkpoints", "last")) for name in names]
     assert digests[0] == digests[1] != digests[2]
+    spent = {name: cost(hero_home, name) for name in ("donor", *names)}
+    assert 0 < spent["same"] < spent["donor"], "its own steps only"
     parted = curve(hero_home, "other")
     assert [step for step in whole if whole[step] != parted[step]] == list(range(8, 13)), "the rate acts after a step"
     assert origin_of("other") == ("donor", 6) and origin_of("donor") is None
