@@ -117,6 +117,7 @@ class Study:
         )
         self._several = len(objectives) > 1
         self._names = [objective.metric for objective in objectives]
+        self._study.set_metric_names(self._names)  # for optuna-dashboard
         self._best = max if objectives[0].mode == "max" else min
         self._asked: dict[int, optuna.trial.Trial] = {}
         self._over: dict[int, Row] = {}  # trials that have ended do not change, and the table is asked for after each
