@@ -91,7 +91,9 @@ def _job(own: argparse.Namespace, overrides: list[str]) -> int:
     again = "; the same command goes on" if result.status == "interrupted" else ""
     print(f"sweep {name} {result.status}: {sweep.folder}{again}")
     write_json(own.json, result.to_dict())
-    return 0 if result.status == "finished" else 130
+    if result.status != "finished":
+        return 130
+    return 0 if any(row.state in ("finished", "pruned") for row in result.rows) else 1
 
 
 def _sweep(own: argparse.Namespace, name: str, run: RunConfig) -> Sweep:
@@ -101,7 +103,7 @@ def _sweep(own: argparse.Namespace, name: str, run: RunConfig) -> Sweep:
     from hero_platform.tune.sweep import Sweep, default_objective
     from jobs.recipes.sweeps import GRIDS, space_of
 
-    space = space_of(own.space, run)
+    space = space_of(own.space, run, own.storage)
     sampler = own.sampler or ("grid" if space.name in GRIDS else "tpe")
     objectives = tuple(Objective.parse(text) for text in own.objective.split(",") if text) or (default_objective(run),)
     most = len(combinations(space)) if sampler == "grid" else 20
@@ -125,7 +127,7 @@ def _sweep(own: argparse.Namespace, name: str, run: RunConfig) -> Sweep:
 
 def _trials(own: argparse.Namespace, name: str, default: int) -> int:
     """How many trials there are to be; `+N` counts from a finished sweep, and goes on with one that is not."""
-    from hero_platform.tune.sweep import kept_trials, trials_over
+    from hero_platform.tune.kept import kept_trials, trials_over
 
     kept = kept_trials(name)
     if own.trials.startswith("+"):

@@ -49,7 +49,7 @@ def loss_weights(config: RunConfig) -> Space:
 
 def fine_tuning(config: RunConfig) -> Space:
     """Learning rate, batch, steps, dropout, and where there are any when hard negatives begin."""
-    rate, batch, steps = config.optim.lr, config.batch, config.schedule.total
+    rate, batch, steps = config.optim.lr, config.batch, config.steps
     searched: dict[str, Searched] = {
         "optim.lr": Float(rate / 10, rate * 10, log=True),
         "batch": Derived(Choice(tuple(dict.fromkeys((max(batch // 2, 1), batch, batch * 2)))), with_batch),
@@ -78,13 +78,13 @@ def ablation(config: RunConfig) -> Space:
     )
 
 
-def init_from(config: RunConfig, sweep: str) -> Space:
+def init_from(config: RunConfig, sweep: str, storage: str = "") -> Space:
     """A grid: the weights of each finished trial of an earlier sweep, its seed with them (section 5.2 of the paper)."""
-    from hero_platform.tune.sweep import finished_trials
+    from hero_platform.tune.kept import finished_trials
 
     starts = {
         " ".join(f"{name}={value}" for name, value in {"run": run, **values}.items()): Variant(_with_weights(run))
-        for run, values in finished_trials(sweep).items()
+        for run, values in finished_trials(sweep, storage).items()
     }
     return Space("init_from", {"init_from": Variants(starts)})
 
@@ -97,15 +97,15 @@ SPACES: dict[str, Callable[[RunConfig], Space]] = {
 GRIDS = ("ablation", "init_from")  # searched by trying everything
 
 
-def space_of(name: str, config: RunConfig) -> Space:
-    """A space for a recipe; `init_from:SWEEP` is made from an earlier sweep.
+def space_of(name: str, config: RunConfig, storage: str = "") -> Space:
+    """A space for a recipe; `init_from:SWEEP` is made from an earlier sweep, whose study may be kept in `storage`.
 
     Raises:
         ValueError: no space has this name (with the nearest one, and the list), or no sweep.
     """
     kind, colon, sweep = name.partition(":")
     if colon and kind == init_from.__name__:
-        return init_from(config, sweep)
+        return init_from(config, sweep, storage)
     return named("space", name, {**SPACES, "init_from:SWEEP": lambda config: init_from(config, "SWEEP")})(config)
 
 

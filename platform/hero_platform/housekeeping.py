@@ -26,7 +26,7 @@ from hero_platform.tracking.journal import FILE as JOURNAL
 from hero_platform.train.lease import file_of, holder, only_one
 from hero_platform.train.records import STARTS, status_of
 from hero_platform.train.snapshot import COMMIT
-from hero_platform.tune.sweep import FILE as SWEEP
+from hero_platform.tune.kept import FILE as SWEEP
 
 Kind = Literal["run", "sweep", "store", "cache"]  # in the order in which they go
 KINDS = get_args(Kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -90,11 +91,28 @@ def _init(**settings: Any) -> None:
 
     before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**settings)
+        with _groups_of_their_own():
+            ray.init(**settings)
     except SystemExit:  # that is how Ray takes it
         raise KeyboardInterrupt from None
     if callable(before) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _groups_of_their_own() -> Iterator[None]:
+    """Ray's daemons are in no group with this process: `timeout` and batch systems send SIGTERM to its whole group.
+
+    This process ends well on that signal, for which it still needs them; they end with it, however it ends.
+    """
+    from ray._private import services
+
+    starts = services.ConsolePopen
+    services.ConsolePopen = functools.partial(starts, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = starts
 
 
 @contextlib.contextmanager

@@ -86,10 +86,10 @@ class Runs:
         """What the processes of a run printed, all starts together."""
         return (self.home / f"{name}.said").read_text()
 
-    def hit(self, process: subprocess.Popen[bytes], name: str, step: int, number: int, pid: int | None = None) -> None:
-        """Send a signal as soon as the record of the run holds `step`; to the driver unless `pid` says otherwise."""
+    def hit(self, process: subprocess.Popen[bytes], name: str, step: int, number: int, *, group: bool = False) -> None:
+        """Send the driver, or all of its process group, a signal as soon as the record of the run holds `step`."""
         self.until(lambda: self.step(name) >= step, process)
-        os.kill(pid or process.pid, number)
+        (os.killpg if group else os.kill)(process.pid, number)
 
     def until(self, condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
         """Wait for a condition while the process lives."""

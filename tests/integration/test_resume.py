@@ -87,7 +87,7 @@ def test_workers(ray_session, runs, tracking_database):
     process = runs.start("broken", *two)
     begun = runs.home / "runs" / "broken" / "starts"
     runs.until(lambda: len(list(begun.iterdir())) > starts, process)  # the workers of the killed driver are gone
-    runs.hit(process, "broken", runs.step("broken") + 1, signal.SIGTERM)
+    runs.hit(process, "broken", runs.step("broken") + 1, signal.SIGTERM, group=True)
     assert process.wait() == 130
     committed = runs.step("broken")
     assert f"run broken interrupted at step {committed}, went on from step" in runs.said("broken")

@@ -64,7 +64,7 @@ def test_the_driver_and_trials_are_killed_and_nothing_is_lost_or_repeated(runs):
     lease = json.loads((runs.home / "runs" / "hit-0001" / ".driver.lease.json").read_text())
     os.kill(lease["pid"], signal.SIGKILL)  # the trial's process: Tune starts it again
     runs.until(lambda: reached(runs, "hit", 2) >= 12, process)
-    os.kill(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # as `timeout` and batch systems do: to Ray's processes too, if they listen
     assert process.wait() == 130 and "the same command goes on" in runs.said("hit")
     process = sweep(runs, "hit")
     assert process.wait() == 0, runs.said("hit")

@@ -41,6 +41,10 @@ def words(tiny_store: str) -> Callable[..., list[str]]:
         (["--scheduler", "pbt", "--trials", "1"], "--scheduler pbt needs a population: --trials 1 is too few"),
         (["--scheduler", "pbt", "--generation", "3"], "--generation 3 must be a multiple of evaluation.every 2"),
         (["--optim.lrr", "1"], "--optim.lrr"),
+        (["--warm-start", "s"], "--warm-start s: a sweep cannot learn from itself"),
+        (["--factor", "1", "--scheduler", "asha"], "--factor must be at least 2, not 1"),
+        (["--first-rung", "-1"], "--first-rung must be at least 0, not -1"),
+        (["--space", "fine_tuning", "--batch", "24"], "batch = 48: batch 48 is larger than the 24 examples"),
     ],
 )
 def test_what_cannot_be_is_one_line(words, more, words_said, hero_home: Path, capsys):
@@ -93,15 +97,41 @@ def test_a_small_sweep_and_what_it_leaves(ray_session, words, hero_home: Path, t
     assert tune.main(words("--trials", "+2", *asha, "--json", str(facts))) == 0
     more = json.loads(facts.read_text())
     assert more["trials"][:4] == found["trials"] and len(more["trials"]) == 6
+    said = capsys.readouterr().err
+    for wrong, words_said in (
+        (["--steps", "12"], "already exists with other settings: run.steps (8 in the run, 12 now)"),
+        (["--evaluation.limit", "2"], "run.evaluation.limit (0 in the run, 2 now)"),
+        (["--name", "t", "--warm-start", "s", "--objective", "val/accuracy/mlm/synthetic"], "another objective"),
+    ):
+        assert tune.main(words("--trials", "4", *asha, *wrong)) == 2
+        assert words_said in capsys.readouterr().err
     assert tune.main(words("--trials", "4", *asha, "--optim.weight-decay", "0.5")) == 2
     assert "sweep 's' already exists with other settings: run.optim.weight_decay (0.01" in capsys.readouterr().err
+    (hero_home / "sweeps" / "s" / "study.db").unlink()
+    for again in (["--trials", "+2", *asha], ["--trials", "6", *asha], ["--name", "t", "--space", "init_from:s"]):
+        assert tune.main(words(*again)) == 2
+        assert "study" in (said := capsys.readouterr().err) and "Traceback" not in said
+    assert not (hero_home / "sweeps" / "s" / "study.db").exists(), "asking makes none"
+
+
+@pytest.mark.ray
+def test_a_study_stays_where_it_is_kept(ray_session, words, hero_home: Path, tmp_path: Path, capsys):
+    place, facts = f"journal:{tmp_path}/study.log", tmp_path / "facts.json"
+    shared = ["--sampler", "random", "--concurrency", "1", "--steps", "4", "--json", str(facts)]
+    assert tune.main(words("--trials", "1", *shared, "--storage", place)) == 0
+    first = json.loads(facts.read_text())["trials"]
+    assert tune.main(words("--trials", "2", *shared)) == 0, "the next start knows where it is"
+    assert json.loads(facts.read_text())["trials"][:1] == first and first[0]["state"] == "finished"
+    assert not (hero_home / "sweeps" / "s" / "study.db").exists()
+    assert tune.main(words("--trials", "2", *shared, "--storage", "sqlite:///elsewhere.db")) == 2
+    assert f"the study of sweep 's' is kept in {place}" in capsys.readouterr().err
 
 
 @pytest.mark.ray
 def test_a_trial_that_fails_is_reported_and_the_others_go_on(ray_session, words, tmp_path: Path):
     facts = tmp_path / "facts.json"
     settings = ["--optim.lr", "3e17", "--trials", "2", "--concurrency", "1"]  # a rate of 1e17 or more: it diverges
-    assert tune.main(words(*settings, "--json", str(facts))) == 0
+    assert tune.main(words(*settings, "--json", str(facts))) == 1, "none of them has anything to show"
     trials = json.loads(facts.read_text())["trials"]
     assert [trial["state"] for trial in trials] == ["failed", "failed"]
     assert all("is not finite" in trial["reason"] for trial in trials)

@@ -15,6 +15,7 @@ from hero_platform.config import RunConfig, identity
 from hero_platform.report.table import aligned
 from hero_platform.tracking.base import flatten
 from hero_platform.tracking.system import changed_files, provenance
+from hero_platform.train.fork import origin_of
 from hero_platform.train.records import Start, provenance_of, run_folder, starts_of
 
 INPUTS = ("code", "data", "packages")  # sections without which nobody can promise equal losses
@@ -63,7 +64,7 @@ class Facts:
             "packages": dict(line.partition("==")[::2] for line in self.provenance.get("packages", ())),
             "hardware": flatten(self.provenance.get("hardware", {})),
             "execution": execution,
-            **({"split": {"workers": _split(self.starts)}} if self.starts else {}),
+            **({"split": {"workers": _split(self.starts)}, "begun": self._origin()} if self.starts else {}),
         }
 
     @property
@@ -75,6 +76,11 @@ class Facts:
     def commit(self) -> str:
         """Its commit; empty where there was no checkout."""
         return str(self.provenance.get("git", {}).get("commit", ""))
+
+    def _origin(self) -> Flat:
+        """Where it began."""
+        origin = origin_of(self.name)
+        return {"with": f"step {origin[1]} of run {origin[0]}" if origin else "initial weights"}
 
     def _code(self) -> Flat:
         if not self.commit:

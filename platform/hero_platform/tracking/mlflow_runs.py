@@ -158,7 +158,10 @@ def _from_database(uri: str, which: Which) -> Iterator[list[Found]]:
         asked = asked.where(sql.or_(ended, runs.c.status.in_(UNFINISHED)))
     if which.ids is not None:
         asked = asked.where(runs.c.run_uuid.in_(which.ids))
-    engine = sql.create_engine(uri)
+    try:
+        engine = sql.create_engine(uri)
+    except ImportError as error:  # the driver of that database
+        raise _unreachable(uri, error) from None
     try:
         with engine.connect() as connection:
             listed = [tuple(row) for row in connection.execute(asked)]

@@ -69,7 +69,11 @@ def changed_files(old: str, new: str) -> str:
 
 def packages() -> list[str]:
     """Every installed distribution as `name==version`, sorted: the dependency lock of this run."""
-    found = {f"{dist.name}=={dist.version}" for dist in importlib.metadata.distributions() if dist.name}
+    found = {
+        f"{dist.name}=={dist.version}"
+        for dist in importlib.metadata.distributions()
+        if dist.name and "thirdparty_files" not in str(dist.locate_file(""))  # what Ray brings for itself
+    }
     return sorted(found, key=str.lower)
 
 

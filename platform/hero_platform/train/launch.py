@@ -21,7 +21,7 @@ from hero_platform.train import snapshot
 from hero_platform.train.failure import TrainingFailed, last_line
 from hero_platform.train.lease import LeaseLost, only_one
 from hero_platform.train.loop import Signal
-from hero_platform.train.on_ray import Judge, run_on_ray
+from hero_platform.train.on_ray import Judge, Validations, run_on_ray
 from hero_platform.train.records import (
     close,
     end_of,
@@ -89,6 +89,9 @@ def launch(config: RunConfig, *, judge: Judge | None = None, stop: threading.Eve
             files.write_json(files.join(folder, "config.json"), config_io.to_dict(config))
         start = newest_step(folder, config.steps)
         if start >= config.steps:
+            if judge is not None:  # whoever was told may be dead
+                for step, found in Validations(folder).new():
+                    judge(step, found)
             if not is_settled(config, folder):  # it was killed between its last checkpoint and its end
                 settle(config, end_of(config))
             return _result(config, folder, start)

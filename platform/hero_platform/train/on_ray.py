@@ -271,7 +271,7 @@ def _messages(folder: str, rank: int) -> Iterator[None]:
         handler.close()
 
 
-class _Validations:
+class Validations:
     """Follows the record for what validations found; that of a remote run comes with its checkpoints."""
 
     def __init__(self, folder: str) -> None:
@@ -325,7 +325,7 @@ def _watch(
     config: RunConfig, folder: str, start: int, thread: threading.Thread, stop: threading.Event, judge: Judge | None
 ) -> None:
     """Until the workers are done: show their progress and what they say, and pass on a request to stop."""
-    validations = _Validations(folder) if judge is not None else None
+    validations = Validations(folder) if judge is not None else None
     remote = files.is_remote(folder)
     messages = files.join(folder, MESSAGES_FILE)
     said = 0 if remote or not files.exists(messages) else files.size_of(messages)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from hero_platform import home
 from hero_platform.config import RunConfig
 from hero_platform.report.curves import Curves, Parting
 from hero_platform.report.lineage import Differences, Facts
+from hero_platform.train import snapshot
 from hero_platform.train.fork import fork, origin_of
 from hero_platform.train.resolve import resolve, with_stores
 
@@ -44,7 +46,8 @@ class Reproduction:
             then,
             name=name,
             scale=replace(then.scale, threads_per_worker=facts.starts[-1].threads),
-            tracking=replace(then.tracking, sweep=""),  # of a trial: its sweep knows nothing of this run
+            # of a trial: its sweep knows nothing of this run, and nobody has it go on
+            tracking=replace(then.tracking, sweep="", rests=False),
         )
         config = resolve(with_stores(config, stores))
         return cls(run, config, Differences.between([facts, Facts.now(config)]))
@@ -61,7 +64,9 @@ class Reproduction:
             ValueError: that checkpoint is gone or damaged.
         """
         if origin := origin_of(self.original):
-            fork(self.config, *origin)
+            donor, step = origin
+            held = snapshot.checkpoints(home.checkpoints_dir(donor))
+            fork(self.config, donor if step in held else self.original, step)  # its own copy is the same checkpoint
 
     def outcome(self) -> Outcome:
         """Compare the two runs, now that the new one has ended."""

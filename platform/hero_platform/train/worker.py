@@ -29,6 +29,7 @@ from hero_platform.train.checkpoint import Checkpointer, CheckpointError
 from hero_platform.train.comm import Comm
 from hero_platform.train.evaluate import Validator
 from hero_platform.train.failure import NonFiniteError
+from hero_platform.train.fork import origin_of
 from hero_platform.train.lease import Lease
 from hero_platform.train.loop import Hooks, Signal, run_steps
 from hero_platform.train.records import Start, keep_cost, keep_results, note_start, run_info, same_since
@@ -114,7 +115,8 @@ def _train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
         best = Best(LOSS, "min") if headline is None else Best(headline.metric, "max")
         around.tracker.start(replace(info, tags={**info.tags, **best.tags}))
         past = around.tracker.history(("train/lr", best.metric))
-        best.resume(past.get(best.metric, {}), start)
+        _, forked_at = origin_of(config.name) or ("", 0)
+        best.resume({step: value for step, value in past.get(best.metric, {}).items() if step > forked_at}, start)
         recorded = past.get("train/lr", {})
         if gap := _gap(around.tracker, recorded, start):
             logger.error(

@@ -9,6 +9,8 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
+NEVER = 10**12  # steps: where a trial ends its run knows, and trials may differ in it
+
 
 class Asha(BasePruner):
     """Asynchronous successive halving (Li et al. 2020).
@@ -16,11 +18,10 @@ class Asha(BasePruner):
     Args:
         first: steps of the first rung; the others are at this times powers of `factor`.
         factor: one of so many trials goes on from each rung.
-        steps: of a whole trial.
     """
 
-    def __init__(self, *, first: int, factor: int, steps: int) -> None:
-        self._first, self._factor, self._steps = first, factor, steps
+    def __init__(self, *, first: int, factor: int) -> None:
+        self._first, self._factor = first, factor
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether a trial stops after its newest report: it is worse than what the others had at that rung."""
@@ -29,7 +30,7 @@ class Asha(BasePruner):
             time_attr="step",
             metric="value",
             mode=mode,
-            max_t=max(self._steps, self._first + 1),
+            max_t=NEVER,
             grace_period=self._first,
             reduction_factor=self._factor,
         )

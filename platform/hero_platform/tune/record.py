@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hero_platform import home
+from hero_platform import files, home
 from hero_platform.scratch import scratch
 from hero_platform.tracking.base import RunInfo, Status, Tracker
 from hero_platform.tracking.journal import of_run
@@ -18,7 +19,6 @@ from hero_platform.tracking.mlflow_tracker import MlflowTracker
 from hero_platform.tracking.system import provenance
 from hero_platform.train import snapshot
 from hero_platform.train.records import FINAL_FILES, make_tracker
-from hero_platform.train.resolve import best_or_last
 from hero_platform.tune.pictures import Curves
 from hero_platform.tune.space import described
 from hero_platform.tune.status import Cost, best_first, trials_table
@@ -27,6 +27,8 @@ from hero_platform.tune.study import ENDED, Row, Study
 if TYPE_CHECKING:
     from hero_platform.tune.need import Need
     from hero_platform.tune.sweep import Sweep
+
+logger = logging.getLogger(__name__)
 
 TOP = 5  # trials whose learning curves are drawn
 SMOOTHED = 50  # points that a loss curve has when its steps are averaged
@@ -74,11 +76,17 @@ class SweepRecord:
             if best is not None:
                 metrics[f"sweep/best/{objective.metric}"] = best
             self._tracker.log(count, metrics)
-            if isinstance(self._tracker, MlflowTracker):
-                self._tracker.annotate(dict([self._annotated(row)]))
+            self._annotate([row])
 
     def finish(self, study: Study, status: Status) -> None:
         """Keep the study, the table of trials and the pictures; register the best checkpoint; close."""
+        try:
+            self._conclude(study, status)
+        except Exception as error:  # such as a run that somebody deleted: the sweep is over all the same
+            logger.error("the record of sweep %s is not complete: %s", self._sweep.name, error)
+            self._tracker.finish(status)
+
+    def _conclude(self, study: Study, status: Status) -> None:
         sweep, rows = self._sweep, study.rows()
         best = best_first(rows, sweep.objectives[0])
         curves = {sweep.trial_name(row.number): self._curves(row) for row in best[:TOP]}
@@ -92,25 +100,43 @@ class SweepRecord:
         with scratch("hero-study-") as place:
             study.copy(f"{place}/study.db")
             self._tracker.log_artifact(f"{place}/study.db")
-            if isinstance(self._tracker, MlflowTracker):  # a driver that died may have left some without
-                self._tracker.annotate(dict(self._annotated(row) for row in rows if row.state in ENDED))
+            # a driver that died may have left some without
+            self._annotate([row for row in rows if row.state in ENDED])
             if best and isinstance(self._tracker, MlflowTracker):
                 self._tracker.crown(sweep.trial_name(best[0].number), self._checkpoint(best[0]))
-            self._tracker.finish(status)
+            self._tracker.finish(status)  # while what it sends is there
 
-    def _annotated(self, row: Row) -> tuple[str, tuple[dict[str, Any], dict[str, str]]]:
-        """Name of a trial, what was searched as its params, and how it ended as its tags."""
-        searched = {f"searched.{name}": value for name, value in row.values.items()}
-        tags = {"hero.trial": str(row.number), "hero.trial_state": row.state, "hero.trial_reason": row.reason}
-        if row.parent is not None:
-            tags["hero.forked_from"] = f"{self._sweep.trial_name(row.parent)} step {row.forked_at}"
-        return self._sweep.trial_name(row.number), (searched, tags)
+    def _annotate(self, rows: Sequence[Row]) -> None:
+        """Say of trials what was searched as params, and how they ended as tags."""
+        said: dict[str, tuple[dict[str, Any], dict[str, str]]] = {}
+        for row in rows:
+            name = self._sweep.trial_name(row.number)
+            if not files.exists(home.run_dir(name)):  # its values did not go together: it has no run
+                continue
+            tags = {"hero.trial": str(row.number), "hero.trial_state": row.state, "hero.trial_reason": row.reason}
+            if row.parent is not None:
+                tags["hero.forked_from"] = f"{self._sweep.trial_name(row.parent)} step {row.forked_at}"
+            said[name] = {f"searched.{key}": value for key, value in row.values.items()}, tags
+        if said and isinstance(self._tracker, MlflowTracker):
+            self._tracker.annotate(said)
 
     def _checkpoint(self, row: Row) -> Checkpoint:
-        """The best checkpoint of a trial, with what its validation found."""
-        name = self._sweep.trial_name(row.number)
-        folder = best_or_last(home.checkpoints_dir(name))
-        step = next(step for step, path in snapshot.checkpoints(home.checkpoints_dir(name)).items() if path == folder)
+        """The checkpoint of a trial that is the best by the objective, with what its validation found.
+
+        Raises:
+            ValueError: it has none.
+        """
+        name, objective = self._sweep.trial_name(row.number), self._sweep.objectives[0]
+        paths = snapshot.checkpoints(home.checkpoints_dir(name))
+        choose = max if objective.mode == "max" else min
+        validated = {step: value for step, value in row.rungs.items() if step in paths and value == value}
+        if validated:
+            step = choose(validated, key=lambda step: validated[step])
+        elif paths:
+            step = max(paths)
+        else:
+            raise ValueError(f"run {name}, the best, has no checkpoint")
+        folder = paths[step]
         found = [record.metrics for record in of_run(home.run_dir(name)) if record.step == step]
         metrics = {metric: value for each in found for metric, value in each.items() if metric.startswith("val/")}
         return Checkpoint(folder, FINAL_FILES, metrics, f"Run {name}, step {step:,}.")

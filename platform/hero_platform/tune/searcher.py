@@ -95,6 +95,8 @@ class StudySearcher(Searcher):
                 continue
             files.remove(files.join(home.run_dir(config.name), STOP_FILE))  # of a driver that died
             self._running[trial_id] = asked, config
+            if self._stop.is_set():  # `stop_all` may have come just before
+                self.stop_all()
             return {"config": config_io.to_json(config), "metrics": self._metrics, "stopped": asked.stopped}
         return Searcher.FINISHED
 

@@ -74,7 +74,7 @@ class Status:
         states = Counter(row.state for row in newest(rows))
         over = sum(states[state] for state in ("finished", "pruned", "failed"))
         parts = [f"{self._name}: {over} of {self._trials} trials"]
-        counts = {"running": running, "resting": states["running"] - running}
+        counts = {"running": running, "waiting": states["running"] - running}
         counts |= {state: states[state] for state in ("pruned", "failed")}
         parts += [f"{count} {state}" for state, count in counts.items() if count > 0]
         if copies := sum(row.parent is not None for row in rows):

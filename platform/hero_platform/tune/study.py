@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from hero_platform.tracking.base import without_credentials
 from hero_platform.tracking.standing import Objective as Objective
 from hero_platform.tune.space import Choice, Distribution, Int, Space, combinations, draw
 
@@ -294,8 +296,20 @@ def newest(rows: Sequence[Row]) -> list[Row]:
 
 
 def trials_in(storage: str, name: str) -> dict[int, tuple[str, dict[str, Any]]]:
-    """State and values of each trial of a study by number; those of earlier sweeps are left out."""
-    trials = optuna.load_study(study_name=name, storage=open_storage(storage)).get_trials(deepcopy=False)
+    """State and values of each trial of a study by number; those of earlier sweeps are left out.
+
+    Raises:
+        ValueError: the study is not there.
+    """
+    kind, _, path = storage.partition(":")
+    path = path.removeprefix("///")
+    gone = f"there is no study {name!r} in {without_credentials(storage)}"
+    if kind in ("sqlite", "journal") and not os.path.exists(path):  # asking would make an empty one
+        raise ValueError(gone)
+    try:
+        trials = optuna.load_study(study_name=name, storage=open_storage(storage)).get_trials(deepcopy=False)
+    except KeyError as error:
+        raise ValueError(gone) from error
     own = [trial for trial in trials if WARM not in trial.user_attrs]
     return {trial.number: (_STATES[trial.state], dict(trial.params)) for trial in own}
 

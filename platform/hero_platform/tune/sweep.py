@@ -29,16 +29,16 @@ from hero_platform.train.lease import only_one
 from hero_platform.train.on_ray import worker_environment
 from hero_platform.train.resolve import resolve
 from hero_platform.train.worker import LOSS
+from hero_platform.tune.kept import address_of, check_study, keep, kept_of, kept_trials, plain, trial_name
 from hero_platform.tune.need import Need, available
 from hero_platform.tune.pbt import Population, check_population
 from hero_platform.tune.record import SweepRecord
-from hero_platform.tune.space import Space, apply, check, described
+from hero_platform.tune.space import Space, apply, check, described, tried
 from hero_platform.tune.status import Status, best_first
-from hero_platform.tune.study import ENDED, Asked, Objective, Row, Study, newest, trials_in
+from hero_platform.tune.study import ENDED, Asked, Objective, Row, Study, newest
 
 logger = logging.getLogger(__name__)
 
-FILE = "sweep.json"
 LOOK_EVERY_S = 0.5
 _TUNE = {  # nothing of Tune's own records: the study and the runs are the record
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -97,16 +97,14 @@ class Sweep:
         names = ["sampler", "scheduler", "first_rung", "factor", "seed"]
         said = {name: getattr(self, name) for name in (*names, *(["generation"] if self.scheduler == "pbt" else []))}
         objectives = [asdict(objective) for objective in self.objectives]
-        return {"run": identity(self.run), "space": described(self.space), "objectives": objectives, **said}
+        evaluation = {"split": self.run.evaluation.split, "limit": self.run.evaluation.limit}
+        evaluation |= {"every": self.run.evaluation.every}  # values are comparable, and pruned, after equal steps only
+        compared = {"steps": self.run.steps, "evaluation": evaluation}
+        return {"run": identity(self.run) | compared, "space": described(self.space), "objectives": objectives, **said}
 
     def fingerprint(self) -> str:
         """sha256 over the identity."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
-
-
-def trial_name(sweep: str, number: int) -> str:
-    """Name of the run of a trial."""
-    return f"{sweep}-{number:04d}"
 
 
 @dataclass(frozen=True)
@@ -153,62 +151,50 @@ def check_sweep(sweep: Sweep) -> None:
         raise ValueError(f"--scheduler {sweep.scheduler} needs one objective, not {len(sweep.objectives)}")
     if sweep.scheduler == "pbt":
         check_population(sweep.space, sweep.run, sweep.trials, sweep.every)
-        if (kept := kept_trials(sweep.name)) not in (0, sweep.trials):
-            raise ValueError(f"sweep {sweep.name!r} has a population of {kept}, which stays: start a new --name")
+        if (size := kept_trials(sweep.name)) not in (0, sweep.trials):
+            raise ValueError(f"sweep {sweep.name!r} has a population of {size}, which stays: start a new --name")
     if sweep.sampler == "cmaes" and len(sweep.objectives) > 1:
         raise ValueError("--sampler cmaes takes one objective: choose nsga2 or tpe")
     if files.is_remote(sweep.folder) and not sweep.storage:
         raise ValueError(f"HERO_HOME is {home.root()}, where no study can be: add --storage with a database address")
-    for earlier in sweep.warm_start:
-        if not files.exists(files.join(home.sweep_dir(earlier), FILE)):
-            raise ValueError(f"--warm-start: there is no sweep {earlier!r} under {home.root()}")
-    path = files.join(sweep.folder, FILE)
-    if files.exists(path):
-        changed = differences(files.read_json(path)["identity"], _plain(sweep.identity()))
+    _check_numbers(sweep)
+    for name in sweep.warm_start:
+        _check_warm_start(sweep, name)
+    address_of(sweep.name, sweep.storage)
+    if kept := kept_of(sweep.name):
+        changed = differences(kept["identity"], plain(sweep.identity()))
         if changed:
             raise ValueError(
                 f"sweep {sweep.name!r} already exists with other settings: {'; '.join(changed)}. "
                 "Choose another --name, or repeat those settings to go on with it"
             )
+    for place, _, _, after in tried(sweep.space, sweep.run):
+        try:
+            resolve(after)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
 
 
-def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
-    return json.loads(json.dumps(value))
+def _check_numbers(sweep: Sweep) -> None:
+    least = {"--concurrency": (sweep.concurrency, 0), "--first-rung": (sweep.first_rung, 0)}
+    least |= {"--factor": (sweep.factor, 2), "--generation": (sweep.generation, 0)}
+    for flag, (value, bound) in least.items():
+        if value < bound:
+            raise ValueError(f"{flag} must be at least {bound}, not {value}")
 
 
-def kept_trials(name: str) -> int:
-    """How many trials the sweep of this name was given when it was last started; 0: there is none."""
-    path = files.join(home.sweep_dir(name), FILE)
-    return int(files.read_json(path)["trials"]) if files.exists(path) else 0
-
-
-def trials_over(name: str, storage: str) -> int:
-    """How many trials of the sweep of this name have ended; `storage` is that of the command, with its password."""
-    return sum(state in ENDED for state, _ in trials_in(_address_of(name, storage), name).values())
-
-
-def finished_trials(name: str, storage: str = "") -> dict[str, dict[str, Any]]:
-    """Name of the run of each finished trial of an earlier sweep -> what was searched.
-
-    Raises:
-        ValueError: there is no such sweep, or none of its trials has finished.
-    """
-    if not kept_trials(name):
-        raise ValueError(f"there is no sweep {name!r} under {home.root()}")
-    trials = trials_in(_address_of(name, storage), name)
-    found = {trial_name(name, number): values for number, (state, values) in trials.items() if state == "finished"}
-    if not found:
-        raise ValueError(f"no trial of sweep {name!r} has finished yet")
-    return found
-
-
-def _address_of(name: str, storage: str) -> str:
-    """Where an earlier start kept the study of a sweep."""
-    kept = str(files.read_json(files.join(home.sweep_dir(name), FILE))["storage"])
-    if kept and kept == without_credentials(storage):
-        return storage
-    return kept or study_address(name)
+def _check_warm_start(sweep: Sweep, name: str) -> None:
+    """Refuse to learn from what is not comparable."""
+    if name == sweep.name:
+        raise ValueError(f"--warm-start {name}: a sweep cannot learn from itself")
+    if not (earlier := kept_of(name)):
+        raise ValueError(f"--warm-start: there is no sweep {name!r} under {home.root()}")
+    own = plain(sweep.identity())
+    if earlier["identity"]["space"] != own["space"]:
+        raise ValueError(f"--warm-start {name}: that sweep searched another space")
+    if earlier["identity"]["objectives"] != own["objectives"]:
+        named = ", ".join(f"{each['metric']}:{each['mode']}" for each in earlier["identity"]["objectives"])
+        raise ValueError(f"--warm-start {name}: that sweep had another objective, {named}")
 
 
 def open_study(sweep: Sweep) -> Study:
@@ -217,10 +203,10 @@ def open_study(sweep: Sweep) -> Study:
     if sweep.scheduler == "asha":
         from hero_platform.tune.asha import Asha
 
-        pruner = Asha(first=sweep.first_rung or sweep.run.evaluation.every, factor=sweep.factor, steps=sweep.run.steps)
+        pruner = Asha(first=sweep.first_rung or sweep.run.evaluation.every, factor=sweep.factor)
     files.makedirs(sweep.folder)
     made = Study(
-        sweep.storage or study_address(sweep.name),
+        address_of(sweep.name, sweep.storage),
         sweep.name,
         sweep.space,
         sweep.objectives,
@@ -229,10 +215,8 @@ def open_study(sweep: Sweep) -> Study:
         pruner=pruner,
     )
     for name in sweep.warm_start:
-        earlier = files.read_json(files.join(home.sweep_dir(name), FILE))
-        if earlier["identity"]["space"] != _plain(described(sweep.space)):
-            raise ValueError(f"--warm-start {name}: that sweep searched another space")
-        count = made.adopt(Study(_address_of(name, sweep.storage), name, sweep.space, sweep.objectives), name)
+        same = sweep.storage if without_credentials(sweep.storage) == kept_of(name)["storage"] else ""
+        count = made.adopt(Study(address_of(name, same), name, sweep.space, sweep.objectives), name)
         logger.info("%s learns from %d trials of %s", sweep.name, count, name)
     return made
 
@@ -260,11 +244,6 @@ def population(sweep: Sweep, study: Study, ended: Callable[[Row], None]) -> Popu
     )
 
 
-def study_address(name: str) -> str:
-    """Where the study of a sweep is kept when nothing else is said."""
-    return f"sqlite:///{files.join(home.sweep_dir(name), 'study.db')}"
-
-
 def run_sweep(sweep: Sweep) -> SweepResult:
     """Run a sweep to its end, or until it is asked to stop; the same name goes on.
 
@@ -274,13 +253,13 @@ def run_sweep(sweep: Sweep) -> SweepResult:
     """
     check_sweep(sweep)
     with only_one(sweep.folder, role="sweep", timeout_s=2.0), stop_flag(threading.Event()) as stop:
-        storage = without_credentials(sweep.storage)
-        needs = {"init_from": sweep.run.init_from, "warm_start": sweep.warm_start}  # nobody else may delete these
-        kept = {"identity": sweep.identity(), "trials": sweep.trials, "storage": storage, **needs}
-        files.write_json(files.join(sweep.folder, FILE), kept)
-        study = open_study(sweep)
-        left = sweep.trials - _over(study)
         need = Need.of(sweep.run)
+        check_study(sweep.name, sweep.storage)
+        need.at_once(sweep.concurrency, sweep.trials, *available())
+        study = open_study(sweep)
+        over = _over(study)
+        keep(sweep.name, _facts(sweep, over))
+        left = sweep.trials - over
         at_once = need.at_once(sweep.concurrency, left, *available()) if left > 0 else 0
         record = SweepRecord(sweep, study.rows(), need)
         ended: TrackedStatus = "FAILED"
@@ -294,6 +273,18 @@ def run_sweep(sweep: Sweep) -> SweepResult:
             record.finish(study, ended)
         rows = tuple(study.rows())
     return SweepResult(sweep.name, "finished" if over else "interrupted", sweep.objectives, rows)
+
+
+def _facts(sweep: Sweep, over: int) -> dict[str, Any]:
+    """What the next start is to know: never fewer trials than there are, and all that nobody may delete meanwhile."""
+    before = kept_of(sweep.name)
+    return {
+        "identity": sweep.identity(),
+        "trials": max(sweep.trials, over),
+        "storage": without_credentials(sweep.storage) or before.get("storage", ""),
+        "init_from": sweep.run.init_from,
+        "warm_start": sorted({*before.get("warm_start", ()), *sweep.warm_start}),
+    }
 
 
 def _over(study: Study) -> int:

@@ -103,6 +103,15 @@ def test_a_grid_is_every_combination_once(storage):
     assert len(run_all(opened(storage, sampler="grid", space=GRID), 8, lambda values: [values["a"]])) == 2
 
 
+def test_a_longer_trial_is_not_stopped_for_being_long(storage):
+    study = opened(storage, pruner=Asha(first=4, factor=3))
+    for number, rising in enumerate((1.0, 2.0)):
+        assert study.ask(2).number == number
+        stops = [study.report(number, step, [rising - step / 100]) for step in (4, 8, 12, 24, 100)]
+        assert stops == ([False] * 5 if number == 0 else [True] * 5)
+        study.tell(number)
+
+
 def test_how_trials_end(storage):
     study = opened(storage, pruner=Asha(first=10, factor=2, steps=40))
     for number, curve in enumerate([[5, 4, 3, 2], [4, 3, 2, 1], [9, 9, 9, 9], []]):
