@@ -14,7 +14,7 @@ import pytest
 from hero_platform import files
 from jobs import compare, train
 
-SECTIONS = ["config", "seed", "code", "data", "packages", "hardware", "execution", "split"]
+SECTIONS = ["config", "seed", "code", "data", "packages", "hardware", "execution", "split", "begun"]
 
 
 @pytest.fixture

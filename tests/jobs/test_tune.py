@@ -100,7 +100,7 @@ def test_a_small_sweep_and_what_it_leaves(ray_session, words, hero_home: Path, t
     said = capsys.readouterr().err
     for wrong, words_said in (
         (["--steps", "12"], "already exists with other settings: run.steps (8 in the run, 12 now)"),
-        (["--evaluation.limit", "2"], "run.evaluation.limit (0 in the run, 2 now)"),
+        (["--evaluation.limit", "2"], "run.evaluation.limit (64 in the run, 2 now)"),
         (["--name", "t", "--warm-start", "s", "--objective", "val/accuracy/mlm/synthetic"], "another objective"),
     ):
         assert tune.main(words("--trials", "4", *asha, *wrong)) == 2

@@ -216,7 +216,7 @@ def render(figure: Figure, path: str) -> bytes:
 
 def without_credentials(text: str) -> str:
     """A text without the user and password of any URL in it: they go neither to files nor to logs (design D11)."""
-    text = re.sub(r"//[^\s/@]*(:\S*)?@", "//", text)  # a password may hold / and @
+    text = re.sub(r"//[^\s/@:]*(:\S*)?@", "//", text)  # a password may hold / and @
     return re.sub(r"([?&](?:user|password|passwd|token|secret)=)[^&\s]*", r"\1...", text)
 
 

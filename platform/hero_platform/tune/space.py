@@ -169,7 +169,7 @@ def _tried(
                     changed = with_value(config, name, value)
             except ValueError as error:
                 raise ValueError(f"{place} = {value}: {error}") from error
-            yield place, over, config, changed
+            yield f"{place} = {value}", over, config, changed
             if isinstance(what, Variants):
                 yield from _tried(what.options[str(value)].searched, changed, f"{place}={value}")
 

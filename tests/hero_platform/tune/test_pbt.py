@@ -141,8 +141,13 @@ def run() -> RunConfig:
         ({"optim.lr": Float(1e-5, 1e-3)}, 1, 10, "--trials 1 is too few"),
         ({"optim.lr": Float(1e-5, 1e-3)}, 4, 7, "--generation 7 must be a multiple of evaluation.every 5"),
         ({"optim.lr": Float(1e-5, 1e-3)}, 4, 40, "--generation 40 must be less than the 40 steps"),
-        ({"steps": Choice((20, 40))}, 4, 10, "cannot search space mine: steps: all of a population train equally long"),
-        ({"model.temporal.num_layers": Int(1, 3)}, 4, 10, "temporal.num_layers: a checkpoint does not fit another"),
+        (
+            {"steps": Choice((20, 40))},
+            4,
+            10,
+            "cannot search space mine: steps = 20: all of a population train equally long",
+        ),
+        ({"model.temporal.num_layers": Int(1, 3)}, 4, 10, "temporal.num_layers = 3: a checkpoint does not fit another"),
     ],
 )
 def test_what_a_population_cannot_search(run, searched, size, generation, words):

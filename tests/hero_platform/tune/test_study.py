@@ -113,7 +113,7 @@ def test_a_longer_trial_is_not_stopped_for_being_long(storage):
 
 
 def test_how_trials_end(storage):
-    study = opened(storage, pruner=Asha(first=10, factor=2, steps=40))
+    study = opened(storage, pruner=Asha(first=10, factor=2))
     for number, curve in enumerate([[5, 4, 3, 2], [4, 3, 2, 1], [9, 9, 9, 9], []]):
         study.ask(9)
         for step, loss in zip((10, 20, 30, 40), curve, strict=False):
@@ -132,7 +132,7 @@ def test_how_trials_end(storage):
 
 def test_a_decision_to_stop_outlives_the_driver(storage):
     def study() -> Study:
-        return opened(storage, pruner=Asha(first=10, factor=2, steps=40))
+        return opened(storage, pruner=Asha(first=10, factor=2))
 
     first = study()
     first.ask(2)
