@@ -115,6 +115,7 @@ def test_a_small_sweep_and_what_it_leaves(ray_session, words, hero_home: Path, t
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_study_stays_where_it_is_kept(ray_session, words, hero_home: Path, tmp_path: Path, capsys):
     place, facts = f"journal:{tmp_path}/study.log", tmp_path / "facts.json"
     shared = ["--sampler", "random", "--concurrency", "1", "--steps", "4", "--json", str(facts)]
