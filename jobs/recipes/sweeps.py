@@ -83,7 +83,7 @@ def init_from(config: RunConfig, sweep: str, storage: str = "") -> Space:
     from hero_platform.tune.kept import finished_trials
 
     starts = {
-        " ".join(f"{name}={value}" for name, value in {"run": run, **values}.items()): Variant(_with_weights(run))
+        " ".join(f"{name}={value}" for name, value in {**values, "run": run}.items()): Variant(_with_weights(run))
         for run, values in finished_trials(sweep, storage).items()
     }
     return Space("init_from", {"init_from": Variants(starts)})

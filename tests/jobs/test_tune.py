@@ -90,7 +90,7 @@ def test_a_small_sweep_and_what_it_leaves(ray_session, words, hero_home: Path, t
     )
     starts = json.loads((tmp_path / "t.json").read_text())
     named = {f"s-{trial['number']:04d}" for trial in found["trials"] if trial["state"] == "finished"}
-    assert {label.split()[0] for label in starts["space"]["init_from"]} == {f"run={name}" for name in named}
+    assert {label.split()[-1] for label in starts["space"]["init_from"]} == {f"run={name}" for name in named}
     assert starts["trials"] == len(named) and starts["sampler"] == "grid"
 
     assert tune.main(words("--trials", "4", *asha)) == 0, "the same again does nothing"
