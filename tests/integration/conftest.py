@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 import pytest
+import s3fs
 
 from hero_platform import files
 
@@ -268,6 +269,7 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         for name, value in environment.items():
             patch.setenv(name, value)
         server = Server(command, folder / "log", _bucket_is_there)
+        s3fs.S3FileSystem.clear_instance_cache()  # those of another module's server know its address, not this one's
         try:
             server.start()
             yield server
