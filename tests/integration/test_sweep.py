@@ -15,18 +15,8 @@ SETTINGS += ["--factor", "2", "--steps", "36", "--evaluation.every", "9", "--che
 
 
 POPULATION = ["--space", "lr_and_warmup", "--trials", "3", "--concurrency", "1", "--scheduler", "pbt"]
-POPULATION += [
-    "--generation",
-    "6",
-    "--steps",
-    "18",
-    "--evaluation.every",
-    "6",
-    "--checkpoint.every",
-    "6",
-    "--seed",
-    "3",
-]
+POPULATION += ["--generation", "6", "--steps", "12", "--evaluation.every", "6", "--checkpoint.every", "6"]
+POPULATION += ["--seed", "3"]
 
 
 def sweep(runs, name: str, settings: list[str] = SETTINGS):
