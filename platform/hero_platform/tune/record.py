@@ -102,8 +102,8 @@ class SweepRecord:
             self._tracker.log_artifact(f"{place}/study.db")
             # a driver that died may have left some without
             self._annotate([row for row in rows if row.state in ENDED])
-            if best and isinstance(self._tracker, MlflowTracker):
-                self._tracker.crown(sweep.trial_name(best[0].number), self._checkpoint(best[0]))
+            if best:
+                self._crown(best[0])
             self._tracker.finish(status)  # while what it sends is there
 
     def _annotate(self, rows: Sequence[Row]) -> None:
@@ -119,6 +119,15 @@ class SweepRecord:
             said[name] = {f"searched.{key}": value for key, value in row.values.items()}, tags
         if said and isinstance(self._tracker, MlflowTracker):
             self._tracker.annotate(said)
+
+    def _crown(self, row: Row) -> None:
+        """Mark the best trial and register its checkpoint, if it is still there."""
+        if not isinstance(self._tracker, MlflowTracker):
+            return
+        try:
+            self._tracker.crown(self._sweep.trial_name(row.number), self._checkpoint(row))
+        except ValueError as error:
+            logger.error("no model is registered for sweep %s: %s", self._sweep.name, error)
 
     def _checkpoint(self, row: Row) -> Checkpoint:
         """The checkpoint of a trial that is the best by the objective, with what its validation found.
