@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jobs.cli import Parser, program_of, run_job, write_json
+from jobs.cli import Parser, add_json, program_of, run_job, write_json
 
 if TYPE_CHECKING:
     from hero_platform.train.snapshot import Listed
@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     """The job's flags."""
     built = Parser(prog=PROGRAM, description=__doc__, epilog="The exit code is 1 when a checkpoint is damaged.")
     built.add_argument("--run", required=True, help="the run's name")
-    built.add_argument("--json", metavar="FILE", help="write what was printed to FILE, machine-readable")
+    add_json(built)
     return built
 
 

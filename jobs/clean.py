@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jobs.cli import Parser, program_of, run_job, write_json
+from jobs.cli import Parser, add_json, program_of, run_job, write_json
 
 if TYPE_CHECKING:
     from hero_platform.housekeeping import Item, Plan
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         built.add_argument(flag, action="append", default=[], metavar=of, help=f"delete {what}; may be repeated")
     built.add_argument("--yes", action="store_true", help="do it; without it the plan is printed")
-    built.add_argument("--json", metavar="FILE", help="write what was printed to FILE, machine-readable")
+    add_json(built)
     return built
 
 

@@ -29,6 +29,11 @@ def add_common(parser: argparse.ArgumentParser, *, name: str) -> None:
     parser.add_argument("--name", default="", help=name)
     parser.add_argument("--seed", type=int, help="seed of everything random")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, and exit")
+    add_json(parser)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The flag of every job that prints something."""
     parser.add_argument("--json", metavar="FILE", help="write what was printed to FILE, machine-readable")
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jobs.cli import Parser, program_of, run_job, write_json
+from jobs.cli import Parser, add_json, program_of, run_job, write_json
 
 if TYPE_CHECKING:
     from hero_platform.train.replay import Outcome, Plan
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     built.add_argument("--run", required=True, help="the run's name")
     built.add_argument("--step", required=True, type=int, help="the step, counted from 1 as in the journal")
     built.add_argument("--dry-run", action="store_true", help="print what the step reads and from where it would begin")
-    built.add_argument("--json", metavar="FILE", help="write what was printed to FILE, machine-readable")
+    add_json(built)
     return built
 
 

@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs.cli import Parser, program_of, run_job, write_json
+from jobs.cli import Parser, add_json, program_of, run_job, write_json
 
 PROGRAM = program_of("jobs.reproduce")
 
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     built.add_argument("--store", action="append", default=[], metavar="CORPUS=PATH", help="where a store lies by now")
     built.add_argument("--dry-run", action="store_true", help="print what differs, and exit")
     built.add_argument("--strict", action="store_true", help="refuse where code, data or packages differ")
-    built.add_argument("--json", metavar="FILE", help="write what was printed to FILE, machine-readable")
+    add_json(built)
     return built
 
 

@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs.cli import Parser, program_of, run_job, write_json
+from jobs.cli import Parser, add_json, program_of, run_job, write_json
 
 PROGRAM = program_of("jobs.sync")
 
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="give up when the server takes nothing for so long",
     )
-    built.add_argument("--json", metavar="FILE", help="write what was printed to FILE, machine-readable")
+    add_json(built)
     return built
 
 
