@@ -10,6 +10,7 @@ import optuna
 import pytest
 
 from hero_platform.tracking.journal import read
+from hero_platform.tune.study import open_storage
 from jobs import tune
 
 
@@ -107,23 +108,23 @@ def test_a_small_sweep_and_what_it_leaves(ray_session, words, hero_home: Path, t
         assert words_said in capsys.readouterr().err
     assert tune.main(words("--trials", "4", *asha, "--optim.weight-decay", "0.5")) == 2
     assert "sweep 's' already exists with other settings: run.optim.weight_decay (0.01" in capsys.readouterr().err
-    (hero_home / "sweeps" / "s" / "study.db").unlink()
+    (hero_home / "sweeps" / "s" / "study.journal").unlink()
     for again in (["--trials", "+2", *asha], ["--trials", "6", *asha], ["--name", "t", "--space", "init_from:s"]):
         assert tune.main(words(*again)) == 2
         assert "study" in (said := capsys.readouterr().err) and "Traceback" not in said
-    assert not (hero_home / "sweeps" / "s" / "study.db").exists(), "asking makes none"
+    assert not (hero_home / "sweeps" / "s" / "study.journal").exists(), "asking makes none"
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_study_stays_where_it_is_kept(ray_session, words, hero_home: Path, tmp_path: Path, capsys):
-    place, facts = f"journal:{tmp_path}/study.log", tmp_path / "facts.json"
+    place, facts = f"sqlite:///{tmp_path}/study.db", tmp_path / "facts.json"
     shared = ["--sampler", "random", "--concurrency", "1", "--steps", "4", "--json", str(facts)]
     assert tune.main(words("--trials", "1", *shared, "--storage", place)) == 0
     first = json.loads(facts.read_text())["trials"]
     assert tune.main(words("--trials", "2", *shared)) == 0, "the next start knows where it is"
     assert json.loads(facts.read_text())["trials"][:1] == first and first[0]["state"] == "finished"
-    assert not (hero_home / "sweeps" / "s" / "study.db").exists()
+    assert not (hero_home / "sweeps" / "s" / "study.journal").exists()
     assert tune.main(words("--trials", "2", *shared, "--storage", "sqlite:///elsewhere.db")) == 2
     assert f"the study of sweep 's' is kept in {place}" in capsys.readouterr().err
 
@@ -182,8 +183,8 @@ def test_a_sweep_in_mlflow_is_a_run_over_its_trials(ray_session, words, tracking
     assert parent.data.metrics["sweep/best/val/loss"] == best["results"][0]
     marked = {name for name, run in runs.items() if run.data.tags.get("hero.best_trial") == "true"}
     assert marked == {parent.data.tags["hero.best_trial"]} == {f"s-{best['number']:04d}"}
-    kept = Path(client.download_artifacts(parent.info.run_id, "study.db"))
-    copied = optuna.load_study(study_name="s", storage=f"sqlite:///{kept}")
+    kept = client.download_artifacts(parent.info.run_id, "study.journal")
+    copied = optuna.load_study(study_name="s", storage=open_storage(f"journal:{kept}"))
     assert [trial.params["optim.lr"] for trial in copied.trials] == [trial["values"]["optim.lr"] for trial in trials]
     version = client.get_model_version_by_alias("s", "best")
     assert version.run_id == runs[f"s-{best['number']:04d}"].info.run_id

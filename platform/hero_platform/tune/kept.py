@@ -9,7 +9,7 @@ from hero_platform import files, home
 from hero_platform.tracking.base import without_credentials
 from hero_platform.tune.study import ENDED, trials_in
 
-FILE = "sweep.json"
+FILE, STUDY = "sweep.json", "study.journal"
 
 
 def kept_of(name: str) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def address_of(name: str, storage: str = "") -> str:
     kept = str(kept_of(name).get("storage", ""))
     if kept and storage and kept != without_credentials(storage):
         raise ValueError(f"the study of sweep {name!r} is kept in {kept}: leave --storage out, or name that")
-    return storage or kept or f"sqlite:///{files.join(home.sweep_dir(name), 'study.db')}"
+    return storage or kept or f"journal:{files.join(home.sweep_dir(name), STUDY)}"
 
 
 def check_study(name: str, storage: str) -> None:

@@ -19,6 +19,7 @@ from optuna.importance import get_param_importances
 from optuna.trial import TrialState
 
 LEAST = 3  # finished trials of which a picture says something
+NAMED = 15  # lines that a legend can name; one for each of many trials would leave no room for them
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,12 @@ def figures(study: optuna.Study, names: list[str], curves: Mapping[str, Curves])
     made: dict[str, Figure] = {}
     with _quiet():
         for name, plot, settings in _plots(study, names):
-            made[f"{name}.png"] = getattr(optuna.visualization.matplotlib, plot)(study, **settings).figure
-            made[f"{name}.png"].set_size_inches(9, 5.5)
+            drawn = getattr(optuna.visualization.matplotlib, plot)(study, **settings).figure
+            drawn.set_size_inches(9, 5.5)
+            for legend in filter(None, (axes.get_legend() for axes in drawn.axes)):
+                if len(legend.get_texts()) > NAMED:
+                    legend.remove()
+            made[f"{name}.png"] = drawn
     if curves:
         made["learning_curves.png"] = _learning_curves(curves, names[0])
     return made

@@ -19,6 +19,7 @@ from hero_platform.tracking.mlflow_tracker import MlflowTracker
 from hero_platform.tracking.system import provenance
 from hero_platform.train import snapshot
 from hero_platform.train.records import FINAL_FILES, make_tracker
+from hero_platform.tune.kept import STUDY
 from hero_platform.tune.pictures import Curves
 from hero_platform.tune.space import described
 from hero_platform.tune.status import Cost, best_first, trials_table
@@ -98,8 +99,8 @@ class SweepRecord:
         self._tracker.log_text(json.dumps([asdict(row) for row in rows], indent=2), "trials.json")
         self._tracker.log_text(json.dumps(described(sweep.space), indent=2), "space.json")
         with scratch("hero-study-") as place:
-            study.copy(f"{place}/study.db")
-            self._tracker.log_artifact(f"{place}/study.db")
+            study.copy(f"{place}/{STUDY}")
+            self._tracker.log_artifact(f"{place}/{STUDY}")
             # a driver that died may have left some without
             self._annotate([row for row in rows if row.state in ENDED])
             if best:

@@ -19,7 +19,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from hero_platform.tracking.base import without_credentials
@@ -54,6 +54,7 @@ _STATES = {
 
 
 ENDED = ("finished", "pruned", "failed")  # states of trials
+LOCKED_AT_MOST_S = 3  # the least that Optuna takes without a warning
 
 
 @dataclass(frozen=True)
@@ -144,11 +145,11 @@ class Study:
         return page(self._study.study_name, self._study, self._names, curves)
 
     def copy(self, path: str) -> None:
-        """Write the study to a new sqlite file, whatever it is kept in."""
+        """Write the study to a new journal file, whatever it is kept in."""
         optuna.copy_study(
             from_study_name=self._study.study_name,
             from_storage=self._study._storage,
-            to_storage=RDBStorage(f"sqlite:///{path}"),
+            to_storage=open_storage(f"journal:{path}"),
         )
 
     def ask(self, limit: int) -> Asked | None:
@@ -322,12 +323,24 @@ def open_storage(address: str) -> BaseStorage:
     """
     kind, _, path = address.partition(":")
     if kind == "journal":
-        return JournalStorage(JournalFileBackend(path))
+        # one process writes to it, so a lock that is older than any write is that of a driver that was killed
+        return JournalStorage(JournalFileBackend(path, JournalFileSymlinkLock(path, grace_period=LOCKED_AT_MOST_S)))
     try:
         return RDBStorage(address)
     except Exception as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"the study cannot be kept at {kind}: {line}") from error
+
+
+def mend(address: str) -> None:
+    """Cut off the half line of a driver that was killed while it wrote; nobody else may be writing now."""
+    kind, _, path = address.partition(":")
+    if kind != "journal" or not os.path.exists(path):
+        return
+    with open(path, "rb+") as stream:
+        kept = stream.read()
+        if not kept.endswith(b"\n"):
+            stream.truncate(kept.rfind(b"\n") + 1)
 
 
 def _suggest(trial: optuna.trial.Trial, name: str, over: Distribution) -> Any:

@@ -35,7 +35,7 @@ from hero_platform.tune.pbt import Population, check_population
 from hero_platform.tune.record import SweepRecord
 from hero_platform.tune.space import Space, apply, check, described, tried
 from hero_platform.tune.status import Status, best_first
-from hero_platform.tune.study import ENDED, Asked, Objective, Row, Study, newest
+from hero_platform.tune.study import ENDED, Asked, Objective, Row, Study, mend, newest
 
 logger = logging.getLogger(__name__)
 
@@ -255,6 +255,7 @@ def run_sweep(sweep: Sweep) -> SweepResult:
     with only_one(sweep.folder, role="sweep", timeout_s=2.0), stop_flag(threading.Event()) as stop:
         need = Need.of(sweep.run)
         check_study(sweep.name, sweep.storage)
+        mend(address_of(sweep.name, sweep.storage))
         need.at_once(sweep.concurrency, sweep.trials, *available())
         study = open_study(sweep)
         over = _over(study)

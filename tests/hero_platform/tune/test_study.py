@@ -8,7 +8,7 @@ import pytest
 
 from hero_platform.tune.asha import Asha
 from hero_platform.tune.space import Choice, Float, Int, Space, Variant, Variants
-from hero_platform.tune.study import Objective, Study, trials_in
+from hero_platform.tune.study import Objective, Study, mend, trials_in
 
 SPACE = Space(
     "mine",
@@ -30,9 +30,9 @@ class Killed(BaseException):
     """In the place of SIGKILL: nothing more is done."""
 
 
-@pytest.fixture
-def storage(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/study.db"
+@pytest.fixture(params=["journal:", "sqlite:///"])
+def storage(request, tmp_path: Path) -> str:
+    return f"{request.param}{tmp_path}/study"
 
 
 def opened(storage: str, *, sampler: str = "tpe", space: Space = SPACE, objectives=DOWN, pruner=None) -> Study:
@@ -54,14 +54,14 @@ def test_suggestions_are_those_of_a_study_that_was_never_interrupted(tmp_path, s
     several = sampler == "nsga2"
     objectives = (*DOWN, Objective("val/r1", "max")) if several else DOWN
     results = (lambda values: [value_of(values), values["x"]]) if several else (lambda values: [value_of(values)])
-    steady = opened(f"sqlite:///{tmp_path}/one.db", sampler=sampler, objectives=objectives)
+    steady = opened(f"journal:{tmp_path}/one", sampler=sampler, objectives=objectives)
     whole = run_all(steady, trials, results)
     again = []
     while True:
-        study = opened(f"sqlite:///{tmp_path}/two.db", sampler=sampler, objectives=objectives)
+        study = opened(f"journal:{tmp_path}/two", sampler=sampler, objectives=objectives)
         if study.ask(trials) is None:
             break
-        left = opened(f"sqlite:///{tmp_path}/two.db", sampler=sampler, objectives=objectives)
+        left = opened(f"journal:{tmp_path}/two", sampler=sampler, objectives=objectives)
         asked = left.ask(trials)  # the same trial: its driver is gone
         again.append(asked.values)
         left.report(asked.number, 10, results(asked.values))
@@ -168,6 +168,30 @@ def test_an_earlier_sweep_is_learnt_from_and_not_counted(storage, tmp_path):
     seen = run_all(study, 3)
     assert len(seen) == 3 and [row.number for row in study.rows()] == [12, 13, 14]
     assert run_all(opened(f"sqlite:///{tmp_path}/fresh.db"), 3) != seen
+
+
+def test_a_driver_that_died_while_it_wrote(tmp_path, caplog):
+    """Half a line is cut off, so that what is written next is a line of its own; the lock does not stay."""
+    place = tmp_path / "study"
+    whole = run_all(opened(f"journal:{tmp_path}/steady", sampler="random"), 3)
+    study = opened(f"journal:{place}", sampler="random")
+    assert run_all(study, 2) == whole[:2]
+    before = place.stat().st_size
+    study.ask(3)
+    (line,) = place.read_bytes()[before:].splitlines(keepends=True)[-1:]
+    kept = place.read_bytes()[: -len(line)]
+    for bytes_there in (1, len(line) // 2, len(line) - 1):
+        place.write_bytes(kept + line[:bytes_there])
+        (tmp_path / "study.lock").symlink_to(place)
+        mend(f"journal:{place}")
+        assert run_all(opened(f"journal:{place}", sampler="random"), 3) == whole[2:]
+        assert len(opened(f"journal:{place}").rows()) == 3
+        assert not (tmp_path / "study.lock").exists()
+    size = place.stat().st_size
+    mend(f"journal:{place}")
+    mend(f"journal:{tmp_path}/none")
+    mend(f"sqlite:///{place}")
+    assert place.stat().st_size == size and not (tmp_path / "none").exists()
 
 
 def test_a_study_that_cannot_be_kept(tmp_path):
