@@ -1,8 +1,10 @@
-"""What a sweep says while it runs: trials by state, the best so far, time left; good in a terminal and in a log."""
+"""What a sweep says while it runs: trials by state, the best so far, time left; a table where it can be redrawn."""
 
 from __future__ import annotations
 
+import shutil
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +16,7 @@ from hero_platform.telemetry import LINE_EVERY_S, REDRAW_EVERY_S, duration
 from hero_platform.tune.study import Objective, Row, newest
 
 SHOWN = 10  # trials in the table at the end
+LIVE_BEST, LIVE_RUNNING = 5, 8  # in the table meanwhile
 
 
 @dataclass
@@ -33,28 +36,30 @@ class Cost:
 
 
 class Status:
-    """One line, redrawn on a terminal, repeated now and then in a log; a line of its own for each trial that ended."""
+    """Where a sweep is: on a terminal a line and a table, redrawn in place; in a log the line, now and then.
 
-    def __init__(self, name: str, trials: int, objective: Objective, cost: Cost, stream: TextIO | None = None) -> None:
-        self._name, self._trials, self._objective, self._cost = name, trials, objective, cost
+    Each trial that ended has a line of its own in both.
+    """
+
+    def __init__(
+        self, name: str, trials: int, objectives: Sequence[Objective], cost: Cost, stream: TextIO | None = None
+    ) -> None:
+        self._name, self._trials, self._objectives, self._cost = name, trials, objectives, cost
         self._stream = stream or sys.stderr
         self._began = time.monotonic()
         self._ended = 0
         self._shown = -LINE_EVERY_S
-
-    def __enter__(self) -> Status:
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        if self._stream.isatty():
-            self._stream.write("\n")
+        self._drawn = 0  # lines that the next ones replace
+        self._lock = threading.Lock()  # Tune's thread says what ended, the main one what runs
 
     def ended(self, row: Row) -> None:
         """Say how a trial ended."""
         self._ended += 1
         result = f" {row.results[0]:.6g}" if row.results else ""
         reason = f": {row.reason}" if row.reason else ""
-        self._write(f"{self._name}: trial {row.number} {row.state}{result}{reason}\n")
+        self._write([f"{self._name}: trial {row.number} {row.state}{result}{reason}"])
+        if self._stream.isatty():
+            self._shown = -LINE_EVERY_S  # the table is gone
 
     def show(self, rows: Sequence[Row], running: int) -> None:
         """Show where the sweep is while so many trials run, not more often than is good to read."""
@@ -63,11 +68,26 @@ class Status:
         if now - self._shown >= (REDRAW_EVERY_S if self._stream.isatty() else LINE_EVERY_S):
             self._shown = now
             line = self.line(rows, running, now - self._began)
-            self._write(line if self._stream.isatty() else f"{line}\n")
+            if not self._stream.isatty():
+                self._write([line])
+                return
+            columns = shutil.get_terminal_size().columns  # a line that wraps would count as two
+            lines = [each[:columns] for each in (line, *self.table(rows))]
+            self._write(lines, redrawn=len(lines))
 
-    def _write(self, text: str) -> None:
-        self._stream.write(f"\r\033[K{text}" if self._stream.isatty() else text)
-        self._stream.flush()
+    def _write(self, lines: Sequence[str], *, redrawn: int = 0) -> None:
+        """Put lines in the place of those drawn last; the next ones replace the last `redrawn` of them."""
+        with self._lock:
+            above = f"\033[{self._drawn}F\033[J" if self._drawn else ""
+            self._stream.write(above + "".join(f"{line}\n" for line in lines))
+            self._stream.flush()
+            self._drawn = redrawn
+
+    def table(self, rows: Sequence[Row]) -> list[str]:
+        """The best trials so far and those that run; empty: there is none of either."""
+        running = [row for row in newest(rows) if row.state == "running"][:LIVE_RUNNING]
+        shown = [*best_first(rows, self._objectives[0])[:LIVE_BEST], *running]
+        return trials_table(shown, self._objectives, len(shown)).splitlines() if shown else []
 
     def line(self, rows: Sequence[Row], running: int, seconds: float) -> str:
         """The line, `seconds` after this start of the sweep."""
@@ -79,7 +99,7 @@ class Status:
         parts += [f"{count} {state}" for state, count in counts.items() if count > 0]
         if copies := sum(row.parent is not None for row in rows):
             parts.append(f"{copies} replaced")
-        if best := best_first(rows, self._objective):
+        if best := best_first(rows, self._objectives[0]):
             parts.append(f"best {best[0].results[0]:.6g} (trial {best[0].number})")
         if self._ended:
             parts.append(f"{duration((self._trials - over) * seconds / self._ended)} left")
@@ -98,11 +118,13 @@ def trials_table(rows: Sequence[Row], objectives: Sequence[Objective], most: int
     order = [*best_first(rows, objectives[0]), *(row for row in rows if row.state != "finished")]
     searched = list(dict.fromkeys(name for row in order for name in row.values))
     copied = any(row.parent is not None for row in rows)
-    head = ["trial", "state", *(objective.metric for objective in objectives), *(["from"] if copied else []), *searched]
+    found = [objective.metric for objective in objectives]
+    head = ["trial", "state", "step", *found, *(["from"] if copied else []), *searched]
     lines = [
         [
             str(row.number),
             row.state,
+            f"{max(row.rungs):,}" if row.rungs else "-",
             *([f"{value:.6g}" for value in row.results] or ["-"] * len(objectives)),
             *([f"{row.parent}@{row.forked_at}" if row.parent is not None else "-"] if copied else []),
             *(_text(row.values[name]) if name in row.values else "-" for name in searched),

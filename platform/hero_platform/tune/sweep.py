@@ -266,8 +266,8 @@ def run_sweep(sweep: Sweep) -> SweepResult:
         ended: TrackedStatus = "FAILED"
         try:
             if left > 0:
-                with Status(sweep.name, sweep.trials, sweep.objectives[0], record.cost) as status:
-                    _run(sweep, study, (left, at_once), stop, status, record)
+                status = Status(sweep.name, sweep.trials, sweep.objectives, record.cost)
+                _run(sweep, study, (left, at_once), stop, status, record)
             over = _over(study) >= sweep.trials
             ended = "FINISHED" if over else "KILLED"
         finally:
