@@ -22,6 +22,16 @@ def aws_file() -> dict[str, Any]:
     return yaml.safe_load((ROOT / "cluster.yaml").read_text("utf-8"))
 
 
+def most(pools: list[tuple[dict[str, float], int]], machines: int) -> dict[str, float]:
+    """The most of each resource in so many machines of these pools, (resources of one, how many there may be)."""
+    names = {name for resources, _ in pools for name in resources}
+    found = {}
+    for name in names:
+        each = sorted((resources.get(name, 0) for resources, count in pools for _ in range(count)), reverse=True)
+        found[name] = sum(each[:machines])
+    return found
+
+
 @pytest.fixture(scope="module")
 def ec2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A client of moto's EC2, with the image and the instance profiles that `cluster.yaml` takes for granted."""

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.deploy.conftest import most
+
 ROOT = Path(__file__).resolve().parents[2]
 GPU = ("gpu-spot", "gpu-on-demand")
 WORKERS = ("cpu", *GPU)
@@ -52,6 +54,13 @@ def test_pools(aws_file):
     assert nodes(aws_file)["gpu-on-demand"] == only_spot
     assert 0 < aws_file["idle_timeout_minutes"] <= 30
     assert aws_file["provider"]["cache_stopped_nodes"] is False
+
+
+def test_jobs_know_what_the_pools_come_to(aws_file):
+    pools = [(pool["resources"], pool["max_workers"]) for pool in aws_file["available_node_types"].values()]
+    limit = most(pools, aws_file["max_workers"])
+    (head,) = (command for command in start_commands(aws_file) if "--head" in command)
+    assert f"HERO_CLUSTER_MAX=CPU={limit['CPU']},GPU={limit['GPU']} " in head
 
 
 def test_resources_are_those_of_the_instance_types(aws_file):

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.deploy.conftest import most
+
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "kuberay"
 GPU = ("gpu-spot", "gpu-on-demand")
 
@@ -65,6 +67,15 @@ def test_ray_reads_the_groups(pools):
     assert types["headgroup"].resources["CPU"] == 0
     assert [types[name].resources["GPU"] for name in GPU] == [4, 4]
     assert pools.get_idle_timeout_s() == 600
+
+
+def test_jobs_know_what_the_groups_come_to(cluster, pools):
+    types = pools.get_node_type_configs()
+    found = [(types[name].resources, types[name].max_worker_nodes) for name in ("cpu", *GPU)]
+    limit = most(found, pools.get_max_num_worker_nodes())
+    (head,) = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    value = f"CPU={limit['CPU']:g},GPU={limit['GPU']:g}"
+    assert {"name": "HERO_CLUSTER_MAX", "value": value} in head["env"]
 
 
 def test_training_goes_to_spot_and_to_on_demand_when_spot_pods_wait_in_vain(cluster, pools):
