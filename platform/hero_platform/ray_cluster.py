@@ -70,7 +70,13 @@ def cluster(
 
 
 def joined() -> dict[str, float]:
-    """Resources of the running cluster, which is joined if this process is not part of it; empty: there is none."""
+    """Resources of the running cluster, which is joined if this process is not part of it; empty: there is none.
+
+    Those that its autoscaler may add are included: the head's `HERO_CLUSTER_MAX` says them, Ray does not.
+
+    Raises:
+        ValueError: `HERO_CLUSTER_MAX` cannot be read.
+    """
     import ray
 
     if not ray.is_initialized():
@@ -78,7 +84,16 @@ def joined() -> dict[str, float]:
             return {}
         _init(log_to_driver=False)
     resources: dict[str, float] = ray.cluster_resources()
-    return resources
+    return resources | {name: max(most, resources.get(name, 0)) for name, most in _may_come().items()}
+
+
+def _may_come() -> dict[str, float]:
+    """The most of each resource that the cluster may have, as its file says."""
+    said = os.environ.get("HERO_CLUSTER_MAX", "")
+    try:
+        return {name: float(most) for name, most in (pair.split("=") for pair in said.split(",") if pair)}
+    except ValueError:
+        raise ValueError(f"HERO_CLUSTER_MAX is {said!r}; it looks like CPU=640,GPU=48") from None
 
 
 def _init(**settings: Any) -> None:
