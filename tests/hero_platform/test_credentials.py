@@ -40,7 +40,7 @@ def test_the_value_of_a_secret_is_shown_nowhere(name: str, monkeypatch):
     assert is_secret(name) and without_credentials("a wJalr/XUtn+FEMI=, b") == "a ***, b"
 
 
-@pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "PWD", "OLDPWD", "AWS_ACCESS_KEY_ID", "RAY_AUTH_TOKEN_PATH"])
+@pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "PWD", "AWS_ACCESS_KEY_ID", "RAY_AUTH_TOKEN_PATH"])
 def test_what_is_no_secret_is_left_alone(name: str, monkeypatch):
     monkeypatch.setenv(name, "hero-test")
     assert not is_secret(name) and without_credentials("s3://hero-test/x") == "s3://hero-test/x"
