@@ -35,8 +35,8 @@ types: env
 
 # MLflow on this checkout's tracking store, for this machine only
 ui: env
-	$(BIN)/mlflow ui --host 127.0.0.1 \
-		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$${HERO_HOME:-outputs}/mlflow.db}"
+	MLFLOW_BACKEND_STORE_URI="$${MLFLOW_TRACKING_URI:-sqlite:///$${HERO_HOME:-outputs}/mlflow.db}" \
+		$(BIN)/mlflow ui --host 127.0.0.1
 
 env: $(VENV)/.installed
 

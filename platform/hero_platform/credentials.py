@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 _SECRET = re.compile(
     r"(?:PASSWORD|PASSWD|_PWD|PASSPHRASE|SECRET|TOKEN|CREDENTIALS?|(?:ACCESS|ACCOUNT|API|PRIVATE|SECRET)_KEY)$",
@@ -34,7 +33,7 @@ def check_address(address: str) -> None:
     Raises:
         ValueError: it does; the message shows the URL without them.
     """
-    if "@" in urlsplit(address).netloc or _PARAMETER.search(address):
+    if _LOGIN.search(address) or _PARAMETER.search(address):
         raise ValueError(
             f"{without_credentials(address)} was given with a user or a password in it, which would be kept with what "
             "is made there: leave them out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or use a role"

@@ -58,7 +58,9 @@ def test_of_two_secrets_that_hold_each_other_nothing_is_left(monkeypatch):
     assert without_credentials("12345678-90") == "***"
 
 
-@pytest.mark.parametrize("address", ["s3://me:secret@bucket/x", "s3://me@bucket", "s3://bucket/x?token=secret"])
+@pytest.mark.parametrize(
+    "address", ["s3://me:secret@bucket/x", "s3://me:sec/ret@bucket/x", "s3://me@bucket", "s3://bucket/x?token=secret"]
+)
 def test_an_address_with_a_credential_is_refused(address: str, monkeypatch):
     with pytest.raises(ValueError, match="AWS_SECRET_ACCESS_KEY") as refused:
         files.exists(address)

@@ -9,9 +9,10 @@ import pytest
 
 from hero_platform import home
 from hero_platform.home import check_name, is_name
+from jobs import tune
 
 BAD = [
-    *("../../x", "..", "/tmp/x", "a/b", "a/", "./a", ".hidden", "~", "~root"),
+    *("../../x", "..", "/tmp/hero-by-name", "a/b", "a/", "./a", ".hidden", "~", "~root"),
     *("..\\x", "a\\b", "C:\\x", "C:x", "\\\\host\\x"),
     *("a\x00b", "a\nb", "a\x1b[2J", "a b", " a", "-rf", "*", "$HOME", "a;b", "a'b", 'a"b', "caf\u00e9", "x" * 201),
 ]
@@ -60,7 +61,7 @@ def test_a_bad_name_is_refused_before_anything_is_written(
     job: str, words: list[str], runs: Path, tiny_store: str, tmp_path: Path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    before, outside = _contents(tmp_path), set(Path("/tmp").glob("x*"))
+    before, outside = _contents(tmp_path), set(Path("/tmp").glob("hero-by-name*"))
     main = importlib.import_module(f"jobs.{job}").main
     for name in BAD:
         given = [word.replace("NAME", name).replace("STORE", tiny_store) for word in words]
@@ -69,7 +70,14 @@ def test_a_bad_name_is_refused_before_anything_is_written(
         (line,) = [line for line in said.err.splitlines() if line.startswith("python -m")]
         assert ("may only hold letters" in line or "there is no " in line) and len(line) < 500, line
         assert "\x1b" not in line and "\x00" not in line
-    assert _contents(tmp_path) == before and set(Path("/tmp").glob("x*")) == outside
+    assert _contents(tmp_path) == before and set(Path("/tmp").glob("hero-by-name*")) == outside
+
+
+def test_a_sweep_leaves_room_for_the_numbers_of_its_trials(tiny_store: str, hero_home: Path, capsys):
+    given = [word.replace("STORE", tiny_store) for word in TUNE]
+    assert tune.main([*given, "--name", "x" * 197]) == 2
+    assert "trial name 'xxx" in capsys.readouterr().err
+    assert tune.main([*given, "--name", "x" * 195]) == 0
 
 
 @pytest.mark.parametrize("name", BAD)

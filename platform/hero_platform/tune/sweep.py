@@ -147,6 +147,7 @@ def check_sweep(sweep: Sweep) -> None:
         ValueError: and why.
     """
     check(sweep.space, sweep.run)
+    home.check_name("trial", sweep.trial_name(sweep.trials))  # which is longer than the sweep's own
     if len(sweep.objectives) > 1 and sweep.scheduler != "none":
         raise ValueError(f"--scheduler {sweep.scheduler} needs one objective, not {len(sweep.objectives)}")
     if sweep.scheduler == "pbt":
