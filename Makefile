@@ -41,8 +41,8 @@ types: env
 
 # MLflow on this checkout's tracking store, for this machine only
 ui: env
-	$(BIN)/mlflow ui --host 127.0.0.1 \
-		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$${HERO_HOME:-outputs}/mlflow.db}"
+	MLFLOW_BACKEND_STORE_URI="$${MLFLOW_TRACKING_URI:-sqlite:///$${HERO_HOME:-outputs}/mlflow.db}" \
+		$(BIN)/mlflow ui --host 127.0.0.1
 
 env: $(VENV)/.installed
 
@@ -50,5 +50,5 @@ env: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,captions]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,captions,mlflow-server]'
 	touch $@

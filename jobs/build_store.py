@@ -34,14 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _build(own: argparse.Namespace) -> int:
     """Build a store from the named source."""
-    from hero_platform import files, home
+    from hero_platform import home
     from hero_platform.store.build import build
 
     home.check_name("corpus", own.corpus)
     if own.name:
         home.check_name("store", own.name)
     with chosen_source(own) as (source, tokenizer, feature_set):
-        out = own.out or files.join(home.root(), "stores", own.corpus, own.name or feature_set)
+        out = own.out or home.store_dir(own.corpus, own.name or feature_set)
         if own.dry_run:
             return _dry_run(own, source, out, feature_set)
         manifest = build(

@@ -42,7 +42,9 @@ def run_job(program: str, job: Callable[[], int]) -> int:
     try:
         return job()
     except (ValueError, FileNotFoundError, PermissionError) as error:
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        from hero_platform.credentials import without_credentials
+
+        print(f"{program}: {without_credentials(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
         print(f"{program}: {_misplaced(error)}", file=sys.stderr)

@@ -53,10 +53,10 @@ def _commands(prefix: str, seed: int, store: str) -> list[tuple[str, list[str]]]
 
 
 def _demo(own: argparse.Namespace) -> int:
-    from hero_platform import files, home
+    from hero_platform import home
 
     prefix, seed = own.name or "demo", 0 if own.seed is None else own.seed
-    store = files.join(home.root(), "stores", "synthetic", f"{prefix}-{seed}")
+    store = home.store_dir("synthetic", f"{prefix}-{seed}")
     commands = _commands(f"{prefix}-{seed}" if seed else prefix, seed, store)
     results = []
     began = time.monotonic()

@@ -86,9 +86,8 @@ def _job(own: argparse.Namespace) -> int:
     from hero_platform.train import snapshot
     from hero_platform.train.records import KEPT_AS
 
-    home.check_name("corpus", own.corpus)  # it names the folder where --name does not
-    if own.name:
-        home.check_name("evaluation", own.name)
+    for what, name in (("corpus", own.corpus), ("split", own.split), ("evaluation", own.name or "default")):
+        home.check_name(what, name)
     checkpoint = _checkpoint(own)
     store = FeatureStore.open(_store(own))
     module, config = load_model(checkpoint)
@@ -102,7 +101,9 @@ def _job(own: argparse.Namespace) -> int:
     parent = home.run_dir(own.run) if own.run else home.root()
     # a converted checkpoint has no run to lie in, and all of them have step 0
     which = step if own.run else f"{step}-{snapshot.weights_digest(checkpoint)[:8]}"
-    folder = files.join(parent, "evaluations", own.name or f"{own.corpus}-{own.split}-{which}{_variant(own)}")
+    name = own.name or f"{own.corpus}-{own.split}-{which}{_variant(own)}"
+    home.check_name("evaluation", name)  # together they may be too long
+    folder = files.join(parent, "evaluations", name)
     facts = {"checkpoint": checkpoint, "folder": folder, "corpus": own.corpus, "task": task.kind, "nms": own.nms}
     assert settings.decoding is not None
     facts |= {**asdict(settings.decoding), **{name: getattr(own, name) for name in SWITCHES}}

@@ -52,9 +52,10 @@ def _job(own: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from hero_platform import files, home
+    from hero_platform.credentials import without_credentials
     from hero_platform.report import leaderboard
     from hero_platform.report.leaderboard_page import page
-    from hero_platform.tracking.base import default_uri, without_credentials
+    from hero_platform.tracking.base import default_uri
     from hero_platform.tracking.index import look, path_of
     from hero_platform.tracking.mlflow_runs import Unreachable
     from hero_platform.tracking.standing import Objective

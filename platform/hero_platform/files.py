@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, BinaryIO, NamedTuple
 
+from hero_platform.credentials import check_address
 from hero_platform.scratch import scratch
 
 TEMP_SUFFIX = ".partial"
@@ -58,11 +59,16 @@ def parent_of(path: str | os.PathLike[str]) -> str:
 
 
 def filesystem(path: str | os.PathLike[str]) -> tuple[Any, str]:
-    """Return the fsspec file system of `path` and the path inside it. Listings are never cached: others write too."""
+    """Return the fsspec file system of `path` and the path inside it. Listings are never cached: others write too.
+
+    Raises:
+        ValueError: a URL holds a user or a password.
+    """
     import fsspec
 
     text = os.fspath(path)
     if is_remote(text):
+        check_address(text)
         return fsspec.core.url_to_fs(text, use_listings_cache=False)
     return fsspec.core.url_to_fs(text)
 

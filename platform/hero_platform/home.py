@@ -6,14 +6,23 @@ import os
 import re
 
 from hero_platform import files
+from hero_platform.credentials import check_address
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,199}")  # file systems take 255 bytes
+_SHOWN = 60  # characters of a name that is refused
 
 
 def root() -> str:
-    """The root of all outputs: an absolute local path or an `s3://` URL."""
+    """The root of all outputs: an absolute local path or an `s3://` URL.
+
+    Raises:
+        ValueError: the URL holds a user or a password.
+    """
     home = os.environ.get("HERO_HOME", "outputs")
-    return home.rstrip("/") if files.is_remote(home) else os.path.abspath(home)
+    if not files.is_remote(home):
+        return os.path.abspath(home)
+    check_address(home)
+    return home.rstrip("/")
 
 
 def check_name(what: str, name: str) -> None:
@@ -27,8 +36,9 @@ def check_name(what: str, name: str) -> None:
         ValueError: it holds other characters than a folder's name may.
     """
     if not is_name(name):
+        shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
         raise ValueError(
-            f"{what} name {name!r} may only hold letters, digits and . _ = -, a letter or digit first, 200 at most"
+            f"{what} name {shown!r} may only hold letters, digits and . _ = -, a letter or digit first, 200 at most"
         )
 
 
@@ -72,12 +82,24 @@ def checkpoints_dir(name: str) -> str:
     return files.join(run_dir(name), "checkpoints")
 
 
+def store_dir(corpus: str, name: str) -> str:
+    """Folder of a feature store.
+
+    Raises:
+        ValueError: a name could not be a folder's name.
+    """
+    check_name("corpus", corpus)
+    check_name("store", name)
+    return files.join(root(), "stores", corpus, name)
+
+
 def store_of(corpus: str) -> str | None:
     """The feature store of a corpus under the root when there is exactly one; None when there is none.
 
     Raises:
-        ValueError: several feature sets are there, so that one has to be named.
+        ValueError: several feature sets are there, so that one has to be named, or this is no name of a corpus.
     """
+    check_name("corpus", corpus)
     folder = files.join(root(), "stores", corpus)
     sets = [name for name in files.listdir(folder) if files.exists(files.join(folder, name, "manifest.json"))]
     if len(sets) > 1:

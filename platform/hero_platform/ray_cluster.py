@@ -6,10 +6,12 @@ import contextlib
 import functools
 import logging
 import os
+import secrets
 import signal
 import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from hero_platform.scratch import scratch
@@ -53,6 +55,7 @@ def cluster(
     logging.getLogger("ray").setLevel(logging.ERROR)
     with scratch("hero-ray-") as folder:
         try:
+            _keep_token_private()
             with _temporary_files_in(folder):
                 _init(
                     address="local",  # else Ray joins any cluster that it finds on this machine
@@ -94,6 +97,23 @@ def _may_come() -> dict[str, float]:
         return {name: float(most) for name, most in (pair.split("=") for pair in said.split(",") if pair)}
     except ValueError:
         raise ValueError(f"HERO_CLUSTER_MAX is {said!r}; it looks like CPU=640,GPU=48") from None
+
+
+def _keep_token_private() -> None:
+    """Make the token of local clusters, or close the file it is in: Ray makes one that every user may read."""
+    given = os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+    if given or os.environ.get("RAY_AUTH_MODE", "token") != "token":
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".token-") as made:  # nobody else may read it
+            made.write(secrets.token_hex(32))
+            made.flush()
+            with contextlib.suppress(FileExistsError):  # another process was quicker, and uses its own by now
+                os.link(made.name, path)
+    if path.stat().st_mode & 0o077:
+        path.chmod(0o600)
 
 
 def _init(**settings: Any) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 from hero_platform import files
 from hero_platform.corpora.base import Corpus
 from hero_platform.corpora.report import corpus_report
+from hero_platform.home import check_name
 from hero_platform.sources.base import Annotation, Reject
-from hero_platform.sources.splits import check_split_name
 from hero_platform.store.annotations import check_annotations, table_entries, write_tables
 from hero_platform.store.reader import FeatureStore
 from hero_platform.store.tokens import TokenizerSpec
@@ -45,7 +45,7 @@ def add_annotations(
         ValueError: the file has no annotation that can be stored, `split` cannot name a table, the tokenizer is not
             the store's, or none was given and the store carries none. Then the store is as before.
     """
-    check_split_name(split)
+    check_name("split", split)
     examples: list[Annotation] = []
     rejects: list[Reject] = []
     for found in corpus.read(path, split):

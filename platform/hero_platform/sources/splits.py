@@ -8,21 +8,11 @@ import re
 from collections.abc import Sequence
 
 from hero_platform import files
+from hero_platform.home import check_name
 
 UNLISTED = "unlisted"  # split of videos that no split file names: kept, read by no recipe unless asked for
 VIDEO_LISTS = ("video_ids.json", "query2video.json")  # in a query database: a hidden split's videos, any other's
-_SPLIT_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # it becomes the name of a file
 _SPLIT_SUFFIX = re.compile(r"_((?:train|val|valid|dev|test)(?:_\w+)?)$")
-
-
-def check_split_name(split: str) -> None:
-    """Refuse what cannot name a split.
-
-    Raises:
-        ValueError: it holds anything but letters, digits and `- _ .`, or starts with a dot.
-    """
-    if not _SPLIT_NAME.fullmatch(split):
-        raise ValueError(f"split name {split!r} may only hold letters, digits and - _ ., and start with no dot")
 
 
 def split_of_name(name: str) -> str:
@@ -49,7 +39,7 @@ def named_path(text: str) -> tuple[str, str]:
     split, equals, path = text.partition("=")
     if not equals or "/" in split:
         split, path = split_of_name(files.name_of(text)), text
-    check_split_name(split)
+    check_name("split", split)
     return split, path
 
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 from hero_model.packed.draw import hash_id
 from hero_model.text import Variant
 from hero_platform import files
+from hero_platform.home import check_name
 from hero_platform.sources.base import Annotation, Reject
-from hero_platform.sources.splits import check_split_name
 from hero_platform.store.align import MAX_TIME_S
 from hero_platform.store.manifest import ANNOTATIONS
 from hero_platform.store.rows import is_text
@@ -101,7 +101,7 @@ def write_tables(
     for example in examples:
         tables[example.kind, example.split].append(example)
     for _, split in tables:
-        check_split_name(split)
+        check_name("split", split)  # it becomes the name of a file
     for (kind, split), rows in sorted(tables.items()):
         entry = _write_table(root, kind, split, rows, known)
         files.write_json(

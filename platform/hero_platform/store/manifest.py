@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ INDEX = "index.arrow"
 REJECTS = "rejects.jsonl"
 SHARDS = "shards"
 ANNOTATIONS = "annotations"
+_SHARD = re.compile(rf"{SHARDS}/[\w-]+\.arrow")  # with the digest it becomes part of local paths
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,11 @@ class Manifest:
             del value["totals"]
             shards = tuple(ShardInfo(**shard) for shard in value.pop("shards"))
             manifest = cls(shards=shards, **value)
+            sound = all(_SHARD.fullmatch(shard.name) and _DIGEST.fullmatch(shard.sha256) for shard in shards)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a store's manifest: {error}") from error
+        if not sound:
+            raise ValueError(f"{path} is not a store's manifest: a shard's name or digest is none")
         if manifest.digest != digest:
             raise ValueError(f"{path} does not match its own digest: it was edited after the build")
         return manifest

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+_PRINTABLE = re.compile(r"[^\x00-\x1f\x7f\\]+")
 STATUSES: tuple[Status, ...] = ("FINISHED", "FAILED", "KILLED")
 
 
@@ -48,7 +49,7 @@ class Tracker(Protocol):
         """Record settings; nested ones are flattened with dots. A name keeps its first value."""
 
     def log_text(self, text: str, path: str) -> None:
-        """Keep a text under `path` inside the run."""
+        """Keep a text under `path` inside the run; a ValueError where it leads out of it, here and below."""
 
     def log_figure(self, figure: Figure, path: str) -> None:
         """Keep a matplotlib figure under `path` (.png, .svg, .pdf) inside the run."""
@@ -143,19 +144,19 @@ class MemoryTracker:
 
     def log_text(self, text: str, path: str) -> None:
         """Keep the text as UTF-8."""
-        self.artifacts[path] = text.encode()
+        self.artifacts[artifact_path(path)] = text.encode()
 
     def log_figure(self, figure: Figure, path: str) -> None:
         """Keep the rendered figure."""
-        self.artifacts[path] = render(figure, path)
+        self.artifacts[artifact_path(path)] = render(figure, path)
 
     def log_artifact(self, source: str, folder: str = "") -> None:
         """Keep the bytes of a file, or of every file in a folder."""
+        inside = f"{artifact_path(folder)}/" if folder else ""
         for name in files.tree(source):
-            self.artifacts[files.join(folder, name) if folder else name] = files.read_bytes(files.join(source, name))
+            self.artifacts[inside + name] = files.read_bytes(files.join(source, name))
         if os.path.isfile(source):
-            name = files.name_of(source)
-            self.artifacts[files.join(folder, name) if folder else name] = files.read_bytes(source)
+            self.artifacts[inside + files.name_of(source)] = files.read_bytes(source)
 
     def commit(self) -> None:
         """Memory is as durable as it gets."""
@@ -205,6 +206,18 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
+def artifact_path(path: str) -> str:
+    """A path inside a run, as it was given.
+
+    Raises:
+        ValueError: it leads out of the run, or no file system takes it.
+    """
+    parts = path.split("/")
+    if any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts) or not _PRINTABLE.fullmatch(path):
+        raise ValueError(f"{path[:99]!r} is no path inside a run")
+    return path
+
+
 def render(figure: Figure, path: str) -> bytes:
     """A figure in the format of its path's suffix."""
     import io
@@ -214,10 +227,18 @@ def render(figure: Figure, path: str) -> bytes:
     return stream.getvalue()
 
 
-def without_credentials(text: str) -> str:
-    """A text without the user and password of any URL in it: they go neither to files nor to logs (design D11)."""
-    text = re.sub(r"//[^\s/@:]*(:\S*)?@", "//", text)  # a password may hold / and @
-    return re.sub(r"([?&](?:user|password|passwd|token|secret)=)[^&\s]*", r"\1...", text)
+def refusal(status: int, said: str) -> str:
+    """What to do where an MLflow server refuses this user; empty when it does not.
+
+    Args:
+        status: HTTP status of its answer.
+        said: its answer.
+    """
+    if status == 401:
+        given = any(os.environ.get(name) for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_TOKEN"))
+        why = "it does not accept this user and password" if given else "it asks for a user and a password"
+        return f"{why}: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+    return f"it forbids this ({said}): ask its admin for the right" if status == 403 else ""
 
 
 def default_uri(home: str) -> str:

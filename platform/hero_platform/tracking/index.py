@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hero_platform import files
+from hero_platform.credentials import without_credentials
 from hero_platform.tracking import standing
-from hero_platform.tracking.base import without_credentials
 from hero_platform.tracking.mlflow_calls import RUN_TAG, SWEEP_TAG
 from hero_platform.tracking.mlflow_runs import UNFINISHED, Found, Unreachable, Which, search
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from hero_platform import files
+from hero_platform.credentials import without_credentials
 from hero_platform.scratch import scratch
-from hero_platform.tracking.base import flatten
+from hero_platform.tracking.base import flatten, refusal
 
 RUN_TAG = "hero.run_name"
 KIND_TAG, SWEEP = "hero.kind", "sweep"  # of a sweep's own run
@@ -52,6 +53,14 @@ def connect(uri: str) -> Any:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a warning a retry; we log the first failure
     return MlflowClient(tracking_uri=uri)
+
+
+def refusal_of(error: Exception) -> str:
+    """What to do where the server refuses this user, if that is what an error says; else empty."""
+    answer = getattr(error, "response", None)  # of an artifact; other calls raise what MLflow makes of the answer
+    status = getattr(error, "get_http_status_code", lambda: getattr(answer, "status_code", 0))()
+    said = str(getattr(answer, "text", "") or error).rpartition("Response body: ")[2].strip("'")
+    return refusal(status, without_credentials(" ".join(said.split())))
 
 
 class Paced:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hero_platform.tracking.base import without_credentials
+from hero_platform.credentials import without_credentials
+from hero_platform.tracking.base import refusal
 from hero_platform.tracking.mlflow_calls import KIND_TAG, RUN_TAG, SWEEP, chunks
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def _pages(session: requests.Session, uri: str, what: str, asked: dict[str, Any]
         try:
             address = f"{uri.rstrip('/')}/api/2.0/mlflow/{what}/search"
             answer = session.post(address, json=asked | {"page_token": token}, timeout=_TIMEOUT_S)
+            if refused := refusal(answer.status_code, answer.text.strip()):
+                raise Unreachable(f"MLflow at {without_credentials(uri)}: {without_credentials(refused)}")
             answer.raise_for_status()
             page = answer.json()
         except (OSError, ValueError) as error:  # what requests raises is one of them

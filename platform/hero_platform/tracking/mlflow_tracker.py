@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hero_platform import files
 from hero_platform.tracking import mlflow_calls as calls
-from hero_platform.tracking.base import RunInfo, Status, render
+from hero_platform.tracking.base import RunInfo, Status, artifact_path, render
 from hero_platform.tracking.recorder import JournalTracker
 from hero_platform.tracking.shipper import ALARM_TAG, Job, Shipper, text_job
 from hero_platform.tracking.system import SAMPLE_EVERY_S
@@ -62,6 +62,11 @@ class MlflowTracker(JournalTracker):
         return self._shipper.unsent if self._shipper else "nothing was started"
 
     @property
+    def refused(self) -> bool:
+        """Whether the server does not let this user in."""
+        return self._shipper is not None and self._shipper.refused
+
+    @property
     def bytes_left(self) -> int:
         """How much of the journal the server does not have yet."""
         return self._shipper.bytes_left if self._shipper else 0
@@ -87,15 +92,17 @@ class MlflowTracker(JournalTracker):
 
     def log_text(self, text: str, path: str) -> None:
         """Send a text as an artifact."""
-        self._add(text_job(path, text))
+        self._add(text_job(artifact_path(path), text))
 
     def log_figure(self, figure: Figure, path: str) -> None:
         """Render here, send in the background."""
-        data = render(figure, path)
+        data = render(figure, artifact_path(path))
         self._add(Job(path, lambda client, run_id: calls.log_bytes(client, run_id, data, path)))
 
     def log_artifact(self, source: str, folder: str = "") -> None:
         """Send a file or folder; of a remote one only its address is kept."""
+        if folder:
+            artifact_path(folder)
         if files.is_remote(source):
             self.log_text(source + "\n", f"{folder}/location.txt" if folder else "location.txt")
             return

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hero_platform import files
-from hero_platform.tracking.base import RunInfo, Status, flatten, render
+from hero_platform.tracking.base import RunInfo, Status, artifact_path, flatten, render
 from hero_platform.tracking.journal import Journal, read
 from hero_platform.tracking.system import SAMPLE_EVERY_S, Sampler, other_nodes
 
@@ -78,7 +78,8 @@ class JournalTracker:
 
     def log_artifact(self, source: str, folder: str = "") -> None:
         """Copy a file or a folder under `artifacts/<folder>`."""
-        target = files.join(self.folder, ARTIFACTS, folder) if folder else files.join(self.folder, ARTIFACTS)
+        inside = [artifact_path(folder)] if folder else []
+        target = files.join(self.folder, ARTIFACTS, *inside)
         if os.path.isfile(source):
             files.copy_file(source, files.join(target, files.name_of(source)))
         else:
@@ -119,4 +120,4 @@ class JournalTracker:
             self._sampler = None
 
     def _write(self, path: str, data: bytes) -> None:
-        files.write_bytes(files.join(self.folder, ARTIFACTS, path), data)
+        files.write_bytes(files.join(self.folder, ARTIFACTS, artifact_path(path)), data)

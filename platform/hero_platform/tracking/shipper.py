@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from hero_platform import files
+from hero_platform.credentials import without_credentials
 from hero_platform.tracking import index
 from hero_platform.tracking import mlflow_calls as calls
-from hero_platform.tracking.base import RunInfo, Status, alarm_text, is_deterministic, same, without_credentials
+from hero_platform.tracking.base import RunInfo, Status, alarm_text, is_deterministic, same
 from hero_platform.tracking.journal import Journal, Record, damage, read, starts_line
 from hero_platform.tracking.note import FILE, Note
 from hero_platform.tracking.standing import CHANGED_TAG
@@ -56,6 +57,7 @@ class Shipper:
         self.run_id: str | None = None
         self.metrics_sent = 0
         self.unsent = "the server has not answered yet"
+        self.refused = False  # the server does not let this user in
         self.jobs: deque[Job] = deque()
         self._uri, self._run = uri, run
         self._public_uri = without_credentials(uri)
@@ -79,15 +81,16 @@ class Shipper:
 
     def finish(self, status: Status, timeout_s: float) -> None:
         """Ask for the end and wait for it, but not for ever."""
+        began = time.monotonic()
         self._status = status
         self._wake.set()
         self._thread.join(timeout_s)
         if not self._concluded:
             self.abandon()
             logger.warning(
-                "MLflow at %s did not take everything in %.0f s: the rest stays in %s and is sent at the next start, "
-                "or by python -m jobs.sync --run %s",
-                *(self._public_uri, timeout_s, self._path, self._run.name),
+                "MLflow at %s did not take everything in %.0f s: %s; the rest stays in %s and is sent at the next "
+                "start, or by python -m jobs.sync --run %s",
+                *(self._public_uri, time.monotonic() - began, self.unsent, self._path, self._run.name),
             )
 
     def abandon(self) -> None:
@@ -106,14 +109,17 @@ class Shipper:
             status = self._status  # read before shipping: all that was logged before `finish` is sent before its status
             try:
                 self._ship()
-                failures = 0
+                failures, self.refused = 0, False
                 if status is not None:
                     self._conclude(status)
             except Exception as error:
                 failures += 1
-                self.unsent = without_credentials(str(error))
+                refusal = calls.refusal_of(error)
+                self.unsent, self.refused = refusal or without_credentials(str(error)), bool(refusal)
                 if failures == 1 and not self._abandoned.is_set():
                     logger.warning("MLflow at %s: %s; trying again", self._public_uri, self.unsent)
+                if refusal and status is not None:  # a run that is over cannot wait for its admin
+                    return
             self._wake.wait(self._flush_s if not failures else min(2.0**failures, 1.0 if status else 30.0))
             self._wake.clear()
 
@@ -184,7 +190,7 @@ class Shipper:
             job.attempts += 1
             if job.attempts < _ATTEMPTS:
                 raise
-            reason = without_credentials(str(error))
+            reason = calls.refusal_of(error) or without_credentials(str(error))
             self._given_up.append(f"{job.what} ({reason})")
             logger.error("MLflow at %s does not take %s: %s", self._public_uri, job.what, reason)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hero_platform import files
+from hero_platform.credentials import without_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +66,14 @@ def provenance_texts(origin: Mapping[str, Any]) -> dict[str, str]:
 
 
 def git_state(folder: Path) -> dict[str, str]:
-    """Commit and uncommitted changes of a checkout, new files by name; empty where there is no checkout."""
+    """Commit and uncommitted changes of a checkout, new files by name; empty where there is no checkout.
+
+    A credential that stands in a change is left out (`credentials.without_credentials`).
+    """
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:
         return {}
-    diff = _git(folder, "diff", "HEAD")
+    diff = without_credentials(_git(folder, "diff", "HEAD"))
     if len(diff) > _DIFF_LIMIT:
         diff = f"{diff[:_DIFF_LIMIT]}\n(cut off: {len(diff) - _DIFF_LIMIT} more characters)\n"
     return {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from hero_platform.credentials import without_credentials
+
 
 class TrainingFailed(RuntimeError):
     """A run failed; the message is one line, the cause is chained."""
@@ -27,8 +29,11 @@ _NUMBER = re.compile(r"0x[0-9a-f]+|\d+")
 
 
 def last_line(error: BaseException) -> str:
-    """Type and message of an exception in one line; of one whose message is a remote traceback, the traceback's end."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    """Type and message of an exception in one line; of one whose message is a remote traceback, the traceback's end.
+
+    No credential is in it.
+    """
+    lines = [line.strip() for line in without_credentials(str(error)).strip().splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     if len(lines) > 1 and any(line.startswith("Traceback (most recent call last)") for line in lines):

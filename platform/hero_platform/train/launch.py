@@ -14,6 +14,7 @@ import torch
 
 from hero_platform import config_io, files, home
 from hero_platform.config import RunConfig
+from hero_platform.credentials import without_credentials
 from hero_platform.telemetry import Progress
 from hero_platform.tracking.base import Status
 from hero_platform.tracking.system import provenance
@@ -106,7 +107,8 @@ def launch(config: RunConfig, *, judge: Judge | None = None, stop: threading.Eve
         except Exception as error:
             text = str(error) if isinstance(error, TrainingFailed) else f"run {config.name} failed: {last_line(error)}"
             try:
-                files.write_bytes(files.join(folder, FAILURE_FILE), traceback.format_exc().encode())
+                trace = without_credentials(traceback.format_exc())
+                files.write_bytes(files.join(folder, FAILURE_FILE), trace.encode())
                 text = f"{text} (traceback in {files.join(folder, FAILURE_FILE)})"
             except OSError as unwritten:  # such as the full disk that the failure is about
                 text = f"{text} (its traceback could not be kept: {unwritten})"

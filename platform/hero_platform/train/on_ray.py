@@ -22,6 +22,7 @@ import torch
 
 from hero_platform import config_io, files, home
 from hero_platform.config import RunConfig
+from hero_platform.credentials import without_credentials
 from hero_platform.ray_cluster import cluster
 from hero_platform.scratch import scratch
 from hero_platform.telemetry import Progress
@@ -316,7 +317,7 @@ def _cause_of(failures: Mapping[int, Exception]) -> str:
 def worker_environment() -> dict[str, str]:
     """Variables a worker needs and Ray does not forward. No secrets: those come from the node's own environment."""
     forwarded = {name: os.environ[name] for name in ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL") if name in os.environ}
-    forwarded = {name: value for name, value in forwarded.items() if "@" not in value}  # user:password@host
+    forwarded = {name: value for name, value in forwarded.items() if value == without_credentials(value)}
     # not the cluster's own, which goes with it: stacks of a rank that hung may lie there
     return {"HERO_HOME": home.root(), "RAY_CHDIR_TO_TRIAL_DIR": "0", "TMPDIR": tempfile.gettempdir(), **forwarded}
 

@@ -20,8 +20,9 @@ import torch
 
 from hero_platform import config_io, files, home
 from hero_platform.config import RunConfig
+from hero_platform.credentials import without_credentials
 from hero_platform.report.plots import loss_figure
-from hero_platform.tracking.base import STATUSES, RunInfo, Status, Tracker, default_uri, without_credentials
+from hero_platform.tracking.base import STATUSES, RunInfo, Status, Tracker, artifact_path, default_uri
 from hero_platform.tracking.journal import FILE as JOURNAL_FILE
 from hero_platform.tracking.note import FILE as NOTE_FILE
 from hero_platform.tracking.note import Note
@@ -313,13 +314,13 @@ def keep_evaluations(tracker: Tracker, folder: str) -> None:
     for name in files.listdir(root):
         facts = files.join(root, name, "metrics.json")
         try:
-            place = files.read_json(facts)[KEPT_AS]
+            place = artifact_path(files.read_json(facts)[KEPT_AS])
         except (FileNotFoundError, KeyError):  # of no run, or of an older version
             continue
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             logger.error("the evaluation %s is damaged and left out: %s", files.join(root, name), error)
             continue
-        tracker.log_artifact(files.join(root, name), str(place))
+        tracker.log_artifact(files.join(root, name), place)
 
 
 def close_evaluation(tracker: Tracker, folder: str) -> None:

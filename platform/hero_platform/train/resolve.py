@@ -83,10 +83,10 @@ def resolve(config: RunConfig) -> RunConfig:
     """Fill in what the stores and the initial weights decide: digests, frame width, vocabulary, special ids.
 
     Raises:
-        ValueError: the name cannot be a run's, a store is missing, two stores of the run do not fit together, a batch
+        ValueError: a name cannot be one, a store is missing, two stores of the run do not fit together, a batch
             is larger than a corpus, or the mixture or the model cannot be.
     """
-    home.run_dir(config.name or config.recipe)
+    _check_names(config)
     refs, widths, texts = [], {}, {}
     stores = open_stores(config)
     for ref in config.stores:
@@ -128,6 +128,17 @@ def resolve(config: RunConfig) -> RunConfig:
         _shared(module, snapshot.shapes(folder), folder)
         digest = files.sha256_file(files.join(folder, "model.safetensors"))
     return replace(resolved, init_digest=digest)
+
+
+def _check_names(config: RunConfig) -> None:
+    """Refuse names that would lead out of the folders they become part of."""
+    home.check_name("run", config.name or config.recipe)
+    home.check_name("experiment", config.tracking.experiment)
+    if config.tracking.sweep:
+        home.check_name("sweep", config.tracking.sweep)
+    for entry in config.mixture:
+        home.check_name("corpus", entry.corpus)
+        home.check_name("split", entry.split)
 
 
 @functools.lru_cache(maxsize=1)

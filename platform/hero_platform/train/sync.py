@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hero_platform import files, home
-from hero_platform.tracking.base import default_uri, without_credentials
+from hero_platform.credentials import without_credentials
+from hero_platform.tracking.base import default_uri
 from hero_platform.tracking.index import path_of
 from hero_platform.tracking.journal import FILE, read
 from hero_platform.tracking.mlflow_tracker import MlflowTracker
@@ -93,7 +94,7 @@ def _wait(tracker: MlflowTracker, patience_s: float, progress: Callable[[str], N
     """Until the server has the journal, or has taken nothing for too long."""
     left, said = tracker.bytes_left, time.monotonic()
     since = said
-    while tracker.bytes_left and time.monotonic() - since < patience_s:
+    while tracker.bytes_left and not tracker.refused and time.monotonic() - since < patience_s:
         time.sleep(_LOOK_S)
         if tracker.bytes_left != left:
             left, since = tracker.bytes_left, time.monotonic()

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from hero_platform import files, home
-from hero_platform.tracking.base import without_credentials
+from hero_platform.credentials import without_credentials
 from hero_platform.tune.study import ENDED, trials_in
 
 FILE, STUDY = "sweep.json", "study.journal"

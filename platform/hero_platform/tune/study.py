@@ -22,7 +22,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from hero_platform.tracking.base import without_credentials
+from hero_platform.credentials import without_credentials
 from hero_platform.tracking.standing import Objective as Objective
 from hero_platform.tune.space import Choice, Distribution, Int, Space, combinations, draw
 
@@ -228,7 +228,8 @@ class Study:
         kept = trial.user_attrs
         results = self._results(kept.get(VALUES, {}))
         if failure or not (results or PRUNED_AT in kept):
-            trial.set_user_attr(FAILURE, failure or "it ended without a value of the objective")
+            reason = without_credentials(failure) or "it ended without a value of the objective"
+            trial.set_user_attr(FAILURE, reason)
             told = self._study.tell(trial, state=TrialState.FAIL)
         elif PRUNED_AT in kept:
             told = self._study.tell(trial, state=TrialState.PRUNED)
@@ -328,7 +329,7 @@ def open_storage(address: str) -> BaseStorage:
     try:
         return RDBStorage(address)
     except Exception as error:
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        line = without_credentials(str(error)).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"the study cannot be kept at {kind}: {line}") from error
 
 

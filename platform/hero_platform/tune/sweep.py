@@ -16,12 +16,12 @@ import torch
 
 from hero_platform import files, home
 from hero_platform.config import RunConfig, differences, identity
+from hero_platform.credentials import without_credentials
 from hero_platform.feed.loader import open_stores
 from hero_platform.infer.headline import Headline
 from hero_platform.ray_cluster import cluster
 from hero_platform.scratch import scratch
 from hero_platform.tracking.base import Status as TrackedStatus
-from hero_platform.tracking.base import without_credentials
 from hero_platform.train.failure import TrainingFailed, last_line
 from hero_platform.train.fork import fork
 from hero_platform.train.launch import stop_flag
@@ -147,6 +147,7 @@ def check_sweep(sweep: Sweep) -> None:
         ValueError: and why.
     """
     check(sweep.space, sweep.run)
+    home.check_name("trial", sweep.trial_name(sweep.trials))  # which is longer than the sweep's own
     if len(sweep.objectives) > 1 and sweep.scheduler != "none":
         raise ValueError(f"--scheduler {sweep.scheduler} needs one objective, not {len(sweep.objectives)}")
     if sweep.scheduler == "pbt":

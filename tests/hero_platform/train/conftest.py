@@ -48,7 +48,10 @@ def all_ranks(
         for process in started:
             process.kill()
     assert not any(process.returncode for process in started), "\n".join(said)
-    return {world: [torch.load(out / f"{world}-{rank}.pt") for rank in range(world)] for world in splits.WORLDS}
+    return {
+        world: [torch.load(out / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
+        for world in splits.WORLDS
+    }
 
 
 @pytest.fixture(params=[2, 3], ids=["2 ranks", "3 ranks"])
