@@ -81,6 +81,24 @@ def joined() -> dict[str, float]:
     return resources
 
 
+def share_of_machine(processes: int = 1) -> float:
+    """The part of this machine that so many processes like this worker of a cluster take.
+
+    Of its CPUs or of its GPUs, whichever is more: other work has the rest.
+    """
+    import ray
+
+    context = ray.get_runtime_context()
+    node = context.get_node_id()
+    there = next(each["Resources"] for each in ray.nodes() if each["NodeID"] == node)
+    there = {
+        "CPU": min(there.get("CPU", 0), os.cpu_count() or 1),
+        "GPU": there.get("GPU", 0),
+    }  # a crowded one says more
+    taken = context.get_assigned_resources()
+    return min(max(processes * taken.get(name, 0) / count for name, count in there.items() if count), 1.0)
+
+
 def _init(**settings: Any) -> None:
     """Start or join; Ray takes SIGTERM for itself, and gives it back here to a handler that somebody has set.
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hero_platform import files
+from hero_platform.tracking import place
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def packages() -> list[str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Host, system, processor, memory and GPUs."""
+    """Host, system, processor, memory and GPUs; what the machine says of where it is."""
     import psutil
     import torch
 
@@ -112,6 +113,7 @@ def hardware() -> dict[str, Any]:
         "gpus": [{"name": gpu.name, "memory_gb": round(gpu.total_memory / 1e9, 1)} for gpu in gpus],
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
+        **place.said(),
     }
 
 
