@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,14 @@ def test_there_need_be_no_table_but_one_that_is_named(tmp_path: Path, monkeypatc
     (tmp_path / "prices.json").write_text("damaged")
     prices = Prices.read(str(tmp_path))
     assert prices is not None and prices.of({"gpu": 3.0}) == 6.0
+
+
+def test_the_table_in_the_documents_is_one(tmp_path: Path):
+    text = (Path(__file__).parents[3] / "docs" / "leaderboard.md").read_text()
+    (table,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "prices.json").write_text(table)
+    prices = Prices.read(str(tmp_path))
+    assert prices is not None and prices.of({"g5.2xlarge/spot": 2.0, "gpu": 2.0, "cpu": 10.0}) == pytest.approx(4.5)
 
 
 def test_a_table_may_lie_in_a_remote_root():
