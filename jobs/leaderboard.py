@@ -77,7 +77,8 @@ def _job(own: argparse.Namespace) -> int:
     if seen.problem:
         minutes = (now_ms - seen.at_ms) / 60_000
         print(f"{PROGRAM}: {seen.problem}; shown is what it said {minutes:,.0f} min ago", file=sys.stderr)
-    rows = leaderboard.priced(_chosen(own, seen), prices)
+    rows = _chosen(own, seen)
+    rows = leaderboard.priced(rows, prices) if prices else rows
     groups = leaderboard.ranked(rows, by=by, baseline=own.baseline, seeds=own.seeds)
     print(
         "\n\n".join(leaderboard.table(g, now_ms, limit=own.limit, searched=bool(own.sweep)) for g in groups)

@@ -91,12 +91,10 @@ def share_of_machine(processes: int = 1) -> float:
     context = ray.get_runtime_context()
     node = context.get_node_id()
     there = next(each["Resources"] for each in ray.nodes() if each["NodeID"] == node)
-    there = {
-        "CPU": min(there.get("CPU", 0), os.cpu_count() or 1),
-        "GPU": there.get("GPU", 0),
-    }  # a crowded one says more
+    cores = min(there.get("CPU", 0), os.cpu_count() or 1)  # a crowded one says more than it has
     taken = context.get_assigned_resources()
-    return min(max(processes * taken.get(name, 0) / count for name, count in there.items() if count), 1.0)
+    parts = [processes * taken.get(name, 0) / count for name, count in (there | {"CPU": cores}).items() if count]
+    return min(max(parts), 1.0)
 
 
 def _init(**settings: Any) -> None:

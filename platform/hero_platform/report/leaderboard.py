@@ -53,14 +53,15 @@ class Group:
         return f"{self.metric}{' of ' if self.tasks else ''}{self.tasks}, {way} is better"
 
 
-def priced(rows: Sequence[Row], prices: Prices | None) -> list[Row]:
+def priced(rows: Sequence[Row], prices: Prices) -> list[Row]:
     """The runs with a price where the table says it; one that was recorded when the run ended stays."""
-    return [row if prices is None or row.price is not None or not row.hours else _priced(row, prices) for row in rows]
+    return [row if row.price is not None else _priced(row, prices) for row in rows]
 
 
 def _priced(row: Row, prices: Prices) -> Row:
-    with contextlib.suppress(ValueError):  # the table lacks one of its machines
-        return replace(row, price=prices.of(row.hours), currency=prices.currency)
+    if row.hours:
+        with contextlib.suppress(ValueError):  # the table lacks one of its machines
+            return replace(row, price=prices.of(row.hours), currency=prices.currency)
     return row
 
 
@@ -222,9 +223,8 @@ def price(row: Row) -> str:
     """Of its hours: two decimals, of little the first two digits."""
     if row.price is None:
         return "-"
-    return (
-        f"{row.price:,.2f} {row.currency}" if row.price >= 0.1 or not row.price else f"{row.price:.2g} {row.currency}"
-    )
+    digits = ".2g" if 0 < row.price < 0.1 else ",.2f"
+    return f"{row.price:{digits}} {row.currency}"
 
 
 def commit(row: Row) -> str:

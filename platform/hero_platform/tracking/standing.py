@@ -109,8 +109,8 @@ def hours_of(legs: Sequence[Leg], step_s: Mapping[int, float]) -> dict[str, floa
         counted |= {HOURS + kind: count for kind, count in leg.billed.items()}
         for name, count in counted.items():
             totals[name] = totals.get(name, 0.0) + own * count
-    if not any(name.startswith(HOURS) and "/" in name.removeprefix(HOURS) for name in totals):
-        totals = {name: total for name, total in totals.items() if not name.startswith(HOURS)}  # it would say it twice
+    if not any("/" in kind for leg in legs for kind in leg.billed):  # device hours say it all
+        totals = {name: total for name, total in totals.items() if not name.startswith(HOURS)}
     return {name: total for name, total in totals.items() if total}
 
 

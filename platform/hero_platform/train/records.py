@@ -107,7 +107,13 @@ def made_with(provenance: Mapping[str, Any]) -> str:
 def provenance_of(folder: str) -> dict[str, Any]:
     """What the newest start of a run kept of its machine; with an empty git state where it kept nothing."""
     path = files.join(folder, PROVENANCE_FILE)
-    found: dict[str, Any] = files.read_json(path) if files.exists(path) else {"git": {}}
+    try:
+        found: dict[str, Any] = files.read_json(path)
+    except FileNotFoundError:
+        return {"git": {}}
+    except ValueError as error:
+        logger.error("what ran is not known: %s", error)
+        return {"git": {}}
     return found
 
 

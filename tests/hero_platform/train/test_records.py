@@ -10,7 +10,7 @@ import pytest
 from hero_platform import config_io, files
 from hero_platform.config import RunConfig, StoreRef
 from hero_platform.tracking.place import Place
-from hero_platform.train.records import Start, made_with, nodes_of, note_start, run_info, starts_of
+from hero_platform.train.records import Start, made_with, nodes_of, note_start, provenance_of, run_info, starts_of
 from jobs.recipes.synthetic import pretrain_synthetic
 
 
@@ -54,6 +54,13 @@ def test_a_run_is_tagged_with_its_data_its_code_and_its_machines(config: RunConf
     assert (tags["hero.instance_types"], tags["hero.market"]) == ("g5.2xlarge", "on-demand, spot")
     silent = run_info(run, resume_step=0, same_split=True, provenance={}, nodes=[]).tags
     assert not {"hero.made_with", "hero.instance_types", "hero.market", "hero.region"} & set(silent)
+
+
+def test_what_a_damaged_file_says_of_a_start_is_not_known(tmp_path, caplog):
+    assert provenance_of(str(tmp_path)) == {"git": {}} and not caplog.records
+    (tmp_path / "provenance.json").write_text('{"git": ')
+    assert provenance_of(str(tmp_path)) == {"git": {}}
+    assert "what ran is not known: " in caplog.text and "provenance.json is not valid JSON" in caplog.text
 
 
 def test_a_start_keeps_its_machines_and_older_notes_have_none(config: RunConfig, tmp_path):
