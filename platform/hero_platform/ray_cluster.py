@@ -116,6 +116,22 @@ def _keep_token_private() -> None:
         path.chmod(0o600)
 
 
+def share_of_machine(processes: int = 1) -> float:
+    """The part of this machine that so many processes like this worker of a cluster take.
+
+    Of its CPUs or of its GPUs, whichever is more: other work has the rest.
+    """
+    import ray
+
+    context = ray.get_runtime_context()
+    node = context.get_node_id()
+    there = next(each["Resources"] for each in ray.nodes() if each["NodeID"] == node)
+    cores = min(there.get("CPU", 0), os.cpu_count() or 1)  # a crowded one says more than it has
+    taken = context.get_assigned_resources()
+    parts = [processes * taken.get(name, 0) / count for name, count in (there | {"CPU": cores}).items() if count]
+    return min(max(parts), 1.0)
+
+
 def _init(**settings: Any) -> None:
     """Start or join; Ray takes SIGTERM for itself, and gives it back here to a handler that somebody has set.
 

@@ -93,7 +93,10 @@ IMPORTERS = {  # only these files import it, as docs/architecture.md says
     },
     "optuna": {"tune/study.py", "tune/asha.py", "tune/pictures.py"},
     "mlflow": {"tracking/mlflow_calls.py"},
-    "requests": {"cluster/access.py", "tracking/mlflow_runs.py"},  # a table of runs takes less time than importing MLflow
+    "requests": {
+        "cluster/access.py",
+        "tracking/mlflow_runs.py",
+    },  # a table of runs takes less time than importing MLflow
     "sqlalchemy": {"tracking/mlflow_runs.py"},
     "tyro": {"config_io.py"},
     "pydantic": {"config_io.py"},

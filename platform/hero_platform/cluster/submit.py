@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from hero_platform import home
 from hero_platform.cluster.package import stage
 from hero_platform.scratch import scratch
+from hero_platform.tracking.price import VARIABLE as PRICES
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 NAME, ATTEMPT, WORDS, SUBMITTER = "hero_name", "hero_attempt", "hero_words", "hero_submitter"  # metadata of a Ray job
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
-FORWARDED = ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
+FORWARDED = ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", PRICES)
 
 
 @dataclass(frozen=True)

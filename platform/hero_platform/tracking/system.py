@@ -21,6 +21,7 @@ from typing import Any
 
 from hero_platform import files
 from hero_platform.credentials import without_credentials
+from hero_platform.tracking import place
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def packages() -> list[str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Host, system, processor, memory and GPUs."""
+    """Host, system, processor, memory and GPUs; what the machine says of where it is."""
     import psutil
     import torch
 
@@ -116,6 +117,7 @@ def hardware() -> dict[str, Any]:
         "gpus": [{"name": gpu.name, "memory_gb": round(gpu.total_memory / 1e9, 1)} for gpu in gpus],
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
+        **place.said(),
     }
 
 
