@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import requests
 
-from hero_platform.tracking.base import without_credentials
+from hero_platform.credentials import without_credentials
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
