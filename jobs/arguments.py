@@ -12,8 +12,8 @@ from hero_platform.train.resolve import with_batch, with_model, with_stores
 from jobs.recipes import recipe
 
 
-def configure(own: argparse.Namespace, overrides: Sequence[str], program: str) -> RunConfig:
-    """The config the arguments ask for.
+def configure(own: argparse.Namespace, overrides: Sequence[str], program: str, *, here: bool = True) -> RunConfig:
+    """The config the arguments ask for; stores are looked for only if the job is to run `here`.
 
     Raises:
         ValueError: an unknown recipe, field or value, in one sentence.
@@ -29,6 +29,7 @@ def configure(own: argparse.Namespace, overrides: Sequence[str], program: str) -
         config = replace(config, seed=own.seed)
     if own.name:
         config = replace(config, name=own.name)
-    config = with_stores(config, own.store)
+    if here:
+        config = with_stores(config, own.store)
     arguments = ["--help"] if getattr(own, "help_fields", False) else overrides
     return override(config, arguments, program=f"{program} {own.recipe}")

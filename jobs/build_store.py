@@ -27,7 +27,7 @@ _EXAMPLES = f"""examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code (0 done, 1 a damaged store, 2 a mistake in the call or its input)."""
-    own = _parser().parse_args(argv)
+    own = parser().parse_args(argv)
     job = {"inspect": _inspect, "annotations": _annotations}.get(own.command, _build)
     return run_job(PROGRAM, lambda: job(own))
 
@@ -164,7 +164,7 @@ def _annotation_file(own: argparse.Namespace, store: FeatureStore) -> dict[str, 
     return facts
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
     """The job's command line."""
     parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="SOURCE", parser_class=Parser)

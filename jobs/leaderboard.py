@@ -1,4 +1,4 @@
-"""Runs ranked by their headline metric: differences, seeds, cost, commit. From an index that MLflow refreshes.
+"""Runs ranked by their headline metric: differences, seeds, cost, price, commit. From an index that MLflow refreshes.
 
 python -m jobs.leaderboard
 python -m jobs.leaderboard --sweep lr --html leaderboard.html
@@ -58,11 +58,13 @@ def _job(own: argparse.Namespace) -> int:
     from hero_platform.tracking.base import default_uri
     from hero_platform.tracking.index import look, path_of
     from hero_platform.tracking.mlflow_runs import Unreachable
+    from hero_platform.tracking.price import Prices
     from hero_platform.tracking.standing import Objective
 
     if own.limit < 1:
         raise ValueError(f"--limit is at least 1, not {own.limit}")
     by = Objective.parse(own.by, "--by") if own.by else None
+    prices = Prices.read(home.root())
     uri = default_uri(home.root())
     try:
         with tqdm(desc="reading runs", unit="run", disable=None, leave=False, delay=1.0) as bar:
@@ -76,7 +78,9 @@ def _job(own: argparse.Namespace) -> int:
     if seen.problem:
         minutes = (now_ms - seen.at_ms) / 60_000
         print(f"{PROGRAM}: {seen.problem}; shown is what it said {minutes:,.0f} min ago", file=sys.stderr)
-    groups = leaderboard.ranked(_chosen(own, seen), by=by, baseline=own.baseline, seeds=own.seeds)
+    rows = _chosen(own, seen)
+    rows = leaderboard.priced(rows, prices) if prices else rows
+    groups = leaderboard.ranked(rows, by=by, baseline=own.baseline, seeds=own.seeds)
     print(
         "\n\n".join(leaderboard.table(g, now_ms, limit=own.limit, searched=bool(own.sweep)) for g in groups)
         or "no runs"

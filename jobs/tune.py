@@ -68,7 +68,7 @@ def _job(own: argparse.Namespace, overrides: list[str]) -> int:
     from hero_platform.train.resolve import resolve
     from jobs.arguments import configure
 
-    name = own.name or f"{own.recipe}-{own.space.replace(':', '-')}"
+    name = sweep_name(own)
     own.name = ""
     run = resolve(configure(own, overrides, PROGRAM))
     sweep = _sweep(own, name, run)
@@ -94,6 +94,11 @@ def _job(own: argparse.Namespace, overrides: list[str]) -> int:
     if result.status != "finished":
         return 130
     return 0 if any(row.state in ("finished", "pruned") for row in result.rows) else 1
+
+
+def sweep_name(own: argparse.Namespace) -> str:
+    """The name that the flags give the sweep."""
+    return own.name or f"{own.recipe}-{own.space.replace(':', '-')}"
 
 
 def _sweep(own: argparse.Namespace, name: str, run: RunConfig) -> Sweep:

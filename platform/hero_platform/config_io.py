@@ -67,5 +67,6 @@ def from_json(text: str) -> RunConfig:
 
 
 def fingerprint(config: RunConfig) -> str:
-    """sha256 over the identity fields."""
-    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()
+    """sha256 over the identity fields; the same for a config that was read back from JSON."""
+    whole = from_json(to_json(config))  # a recipe may say 2 where a float is meant
+    return hashlib.sha256(json.dumps(identity(whole), sort_keys=True).encode()).hexdigest()

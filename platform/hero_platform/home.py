@@ -67,6 +67,16 @@ def sweep_dir(name: str) -> str:
     return files.join(root(), "sweeps", name)
 
 
+def job_dir(name: str) -> str:
+    """Folder of what a cluster job leaves: its driver's log, its result.
+
+    Raises:
+        ValueError: the name could not be a folder's name.
+    """
+    check_name("job", name)
+    return files.join(root(), "jobs", name)
+
+
 def checkpoints_dir(name: str) -> str:
     """Folder of a run's checkpoints."""
     return files.join(run_dir(name), "checkpoints")

@@ -73,7 +73,13 @@ def cluster(
 
 
 def joined() -> dict[str, float]:
-    """Resources of the running cluster, which is joined if this process is not part of it; empty: there is none."""
+    """Resources of the running cluster, which is joined if this process is not part of it; empty: there is none.
+
+    Those that its autoscaler may add are included: the head's `HERO_CLUSTER_MAX` says them, Ray does not.
+
+    Raises:
+        ValueError: `HERO_CLUSTER_MAX` cannot be read.
+    """
     import ray
 
     if not ray.is_initialized():
@@ -81,7 +87,16 @@ def joined() -> dict[str, float]:
             return {}
         _init(log_to_driver=False)
     resources: dict[str, float] = ray.cluster_resources()
-    return resources
+    return resources | {name: max(most, resources.get(name, 0)) for name, most in _may_come().items()}
+
+
+def _may_come() -> dict[str, float]:
+    """The most of each resource that the cluster may have, as its file says."""
+    said = os.environ.get("HERO_CLUSTER_MAX", "")
+    try:
+        return {name: float(most) for name, most in (pair.split("=") for pair in said.split(",") if pair)}
+    except ValueError:
+        raise ValueError(f"HERO_CLUSTER_MAX is {said!r}; it looks like CPU=640,GPU=48") from None
 
 
 def _keep_token_private() -> None:
@@ -99,6 +114,22 @@ def _keep_token_private() -> None:
                 os.link(made.name, path)
     if path.stat().st_mode & 0o077:
         path.chmod(0o600)
+
+
+def share_of_machine(processes: int = 1) -> float:
+    """The part of this machine that so many processes like this worker of a cluster take.
+
+    Of its CPUs or of its GPUs, whichever is more: other work has the rest.
+    """
+    import ray
+
+    context = ray.get_runtime_context()
+    node = context.get_node_id()
+    there = next(each["Resources"] for each in ray.nodes() if each["NodeID"] == node)
+    cores = min(there.get("CPU", 0), os.cpu_count() or 1)  # a crowded one says more than it has
+    taken = context.get_assigned_resources()
+    parts = [processes * taken.get(name, 0) / count for name, count in (there | {"CPU": cores}).items() if count]
+    return min(max(parts), 1.0)
 
 
 def _init(**settings: Any) -> None:

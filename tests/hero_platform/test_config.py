@@ -54,6 +54,12 @@ def test_execution_fields_are_no_part_of_the_identity() -> None:
     assert config_io.fingerprint(moved) == config_io.fingerprint(here)
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_config_that_was_read_back_has_the_same_fingerprint(name: str) -> None:
+    config = recipe(name)
+    assert config_io.fingerprint(config_io.from_json(config_io.to_json(config))) == config_io.fingerprint(config)
+
+
 def test_differences_name_the_fields() -> None:
     config = recipe("pretrain_tv")
     other = replace(config, seed=1, optim=replace(config.optim, lr=1.0))

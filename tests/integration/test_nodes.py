@@ -24,15 +24,17 @@ RAY = str(Path(sys.executable).with_name("ray"))
 
 @pytest.fixture
 def nodes(monkeypatch) -> Iterator[Any]:
-    """A cluster of a head and one more node, each with room for one worker."""
+    """A cluster of a head and one more node, each with room for one worker; they say what they are."""
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # socket paths may not exceed 107 bytes
     head = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False, "temp_dir": folder}
+    head["env_vars"] = {"HERO_INSTANCE_TYPE": "m5.large", "HERO_MARKET": "on-demand", "HERO_REGION": "us-east-1"}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    cluster.second = cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+    spot = {"HERO_INSTANCE_TYPE": "g5.2xlarge", "HERO_MARKET": "spot", "HERO_REGION": "us-east-1"}
+    cluster.second = cluster.add_node(num_cpus=1, object_store_memory=100_000_000, env_vars=spot)
     yield cluster
     cluster.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
@@ -41,6 +43,20 @@ def nodes(monkeypatch) -> Iterator[Any]:
 def worlds(runs, name: str) -> list[int]:
     """How many ranks each start of a run had."""
     return [start.world for start in starts_of(str(runs.home / "runs" / name))]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_every_node_says_what_it_is_and_is_priced(nodes, runs):
+    runs.home.mkdir(parents=True, exist_ok=True)
+    rates = {"m5.large": {"on-demand": 3600.0}, "g5.2xlarge": {"spot": 360.0}}  # a second: 1, and a tenth
+    files.write_json(runs.home / "prices.json", {"currency": "USD", "instances": rates})
+    assert runs.start("both", *SETTINGS, "--steps", "6").wait() == 0, runs.said("both")
+    (start,) = starts_of(str(runs.home / "runs" / "both"))
+    expected = [("g5.2xlarge", "spot", "us-east-1", 1), ("m5.large", "on-demand", "us-east-1", 1)]
+    assert sorted((node.instance_type, node.market, node.region, node.ranks) for node in start.nodes) == expected
+    took = sum(runs.record("both", ("sys/step_s",)).values())
+    assert runs.record("both", ("cost/price",)) == {(1, "cost/price/USD"): pytest.approx(1.1 * took)}
 
 
 @pytest.mark.ray

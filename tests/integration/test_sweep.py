@@ -65,7 +65,7 @@ def test_the_driver_and_trials_are_killed_and_nothing_is_lost_or_repeated(runs):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_population_that_is_killed_goes_on_as_one_that_nobody_touched(runs):
     assert sweep(runs, "calm", POPULATION).wait() == 0, runs.said("calm")
     whole = table(runs, "calm")

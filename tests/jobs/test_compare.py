@@ -14,7 +14,7 @@ import pytest
 from hero_platform import files
 from jobs import compare, train
 
-SECTIONS = ["config", "seed", "code", "data", "packages", "hardware", "execution", "split", "begun"]
+SECTIONS = ["config", "seed", "code", "data", "packages", "hardware", "execution", "split", "place", "begun"]
 
 
 @pytest.fixture
@@ -144,8 +144,8 @@ def test_code_packages_and_machine(runs: Path, compared):
 def test_what_was_not_recorded_is_not_called_equal(runs: Path, compared):
     (runs / "slower" / "provenance.json").unlink()
     said, facts = compared("base", "slower")
-    assert facts["unknown"] == ["code", "packages", "hardware"]
-    assert "not recorded: code, packages, hardware" in said
+    assert facts["unknown"] == ["code", "packages", "hardware", "place"]
+    assert "not recorded: code, packages, hardware, place" in said
 
 
 def test_starts_on_another_split_and_other_code_are_told(runs: Path, short_run, monkeypatch, compared):

@@ -24,7 +24,7 @@ TVR = "val/vcmr_r1_iou07/moment_retrieval/tvr"
 NOW = time.time_ns() // 1_000_000
 MADE = Row(
     *("id", "made", "hero", "finetune_tvr", "moment_retrieval/tvr", "", "", "1", "FINISHED", NOW - 9_000_000),
-    *(NOW - 7_200_000, TVR, "max", 1.0, 20, 0.5, None, "c0ffee5678", "true", "f", "", {}, {}),
+    *(NOW - 7_200_000, TVR, "max", 1.0, 20, 0.5, None, None, "", "c0ffee5678", "true", "f", "", {"cpu": 0.5}, {}, {}),
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,6 +81,8 @@ def test_a_small_sweep_and_what_it_leaves(ray_session, words, hero_home: Path, t
         assert config["optim"]["lr"] == trial["values"]["optim.lr"]
         steps = [record.step for record in read(str(folder / "metrics.jsonl")) if "val/loss" in record.metrics]
         assert steps == [int(step) for step in trial["rungs"]]
+        (node,) = json.loads((folder / "starts" / "0000.json").read_text())["nodes"]
+        assert node["share"] == pytest.approx(1 / min(4, os.cpu_count())), "one CPU of this machine is charged to it"
         ended = "FINISHED" if trial["state"] == "finished" else "KILLED"
         assert json.loads((folder / "status.json").read_text()) == {"status": ended}
         assert steps[-1] == (8 if trial["state"] == "finished" else max(steps))

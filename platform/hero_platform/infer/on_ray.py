@@ -19,7 +19,7 @@ from hero_model.tasks import MomentRetrieval, VideoRetrieval
 from hero_platform import files
 from hero_platform.infer.embed import UNIT_VIDEOS, Embedder
 from hero_platform.infer.search import Part, Request, progress
-from hero_platform.ray_cluster import cluster
+from hero_platform.ray_cluster import cluster, joined
 from hero_platform.store.reader import FeatureStore
 from hero_platform.store.table import AnnotationTable
 from hero_platform.train.failure import last_line
@@ -163,7 +163,7 @@ def on_ray(
 
     count = min(workers.count, -(-len(request.rows) // UNIT_VIDEOS))
     with cluster(workers.count, cpus_each=workers.threads):
-        gpus = ray.cluster_resources().get("GPU", 0)
+        gpus = joined().get("GPU", 0)
         actor = ray.remote(num_cpus=workers.threads, num_gpus=_share_of_a_gpu(count, int(gpus)))(Member)
         here = replace(workers, checkpoint=_absolute(workers.checkpoint))
         members = [actor.remote() for _ in range(count)]

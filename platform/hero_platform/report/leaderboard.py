@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -9,6 +10,7 @@ from typing import Any
 
 from hero_platform.report.table import aligned
 from hero_platform.tracking.index import Row
+from hero_platform.tracking.price import Prices
 from hero_platform.tracking.standing import LOSS, Objective
 
 WIDTH = 160  # characters of a table
@@ -49,6 +51,18 @@ class Group:
             return "no headline metric"
         way = "higher" if self.mode == "max" else "lower"
         return f"{self.metric}{' of ' if self.tasks else ''}{self.tasks}, {way} is better"
+
+
+def priced(rows: Sequence[Row], prices: Prices) -> list[Row]:
+    """The runs with a price where the table says it; one that was recorded when the run ended stays."""
+    return [row if row.price is not None else _priced(row, prices) for row in rows]
+
+
+def _priced(row: Row, prices: Prices) -> Row:
+    if row.hours:
+        with contextlib.suppress(ValueError):  # the table lacks one of its machines
+            return replace(row, price=prices.of(row.hours), currency=prices.currency)
+    return row
 
 
 def ranked(rows: Sequence[Row], *, by: Objective | None = None, baseline: str = "", seeds: bool = False) -> list[Group]:
@@ -126,8 +140,21 @@ def _as_one(lines: Sequence[Line]) -> Line:
     first = lines[0]
     cost = {name: [getattr(line.row, name) for line in lines] for name in ("cpu_hours", "gpu_hours")}
     sums: dict[str, Any] = {name: sum(filter(None, hours)) if any(hours) else None for name, hours in cost.items()}
+    sums |= _price_of([line.row for line in lines])
     value = first.value if first.mean is None else first.mean
     return replace(first, row=replace(first.row, **sums), value=value, runs=len(lines))
+
+
+def _price_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """The price of all runs together; none where one that took hours has none, or another currency."""
+    paid = [row for row in rows if row.hours]
+    currencies, kinds = {row.currency for row in paid}, {kind for row in paid for kind in row.hours}
+    known = len(currencies) == 1 and all(row.price is not None for row in paid)
+    return {
+        "price": sum(row.price or 0.0 for row in paid) if known else None,
+        "currency": currencies.pop() if known else "",
+        "hours": {kind: sum(row.hours.get(kind, 0.0) for row in paid) for kind in kinds},
+    }
 
 
 def table(group: Group, now_ms: int, *, limit: int, searched: bool) -> str:
@@ -139,9 +166,12 @@ def table(group: Group, now_ms: int, *, limit: int, searched: bool) -> str:
         limit: the most lines.
         searched: with what a sweep chose.
     """
-    head = ["rank", "run", "value", "delta", "mean +- sd (seeds)", "seed", "state", "cost", "commit", "age"]
+    head = ["rank", "run", "value", "delta", "mean +- sd (seeds)", "seed", "state", "cost", "price", "commit", "age"]
     shown = group.lines[:limit]
     cells = [head, *(_cells(line, now_ms, 24 if searched else 40) for line in shown)]
+    if all(line.row.price is None for line in group.lines):  # there is no price table
+        at = head.index("price")
+        cells = [[*row[:at], *row[at + 1 :]] for row in cells]
     if searched:
         left = max(WIDTH - 3 - len(aligned(cells).partition("\n")[0]), len("searched"))
         texts = [" ".join(f"{name}={short(value)}" for name, value in line.row.searched.items()) for line in shown]
@@ -162,6 +192,7 @@ def _cells(line: Line, now_ms: int, name_width: int) -> list[str]:
         cut(row.seed, 12) or "-",
         state(row),
         cost(row),
+        price(row),
         commit(row),
         age(row, now_ms),
     ]
@@ -186,6 +217,14 @@ def cost(row: Row) -> str:
     """Device hours of its training steps."""
     parts = ((row.gpu_hours, "GPU h"), (row.cpu_hours, "CPU h"))
     return " + ".join(f"{hours:.3g} {unit}" for hours, unit in parts if hours is not None) or "-"
+
+
+def price(row: Row) -> str:
+    """Of its hours: two decimals, of little the first two digits."""
+    if row.price is None:
+        return "-"
+    digits = ".2g" if 0 < row.price < 0.1 else ",.2f"
+    return f"{row.price:{digits}} {row.currency}"
 
 
 def commit(row: Row) -> str:

@@ -9,12 +9,12 @@ import json
 from collections.abc import Sequence
 from string import Template
 
-from hero_platform.report.leaderboard import Group, Line, commit, cost, number, over_seeds, short, state
+from hero_platform.report.leaderboard import Group, Line, commit, cost, number, over_seeds, price, short, state
 
 COLUMNS = (  # title, whether the order is that of the second number of a cell
     *(("rank", True), ("run", False), ("value", True), ("delta", True), ("mean +- sd (seeds)", True), ("seed", True)),
-    *(("state", False), ("cost", True), ("commit", False), ("ended", True), ("sweep", False), ("searched", False)),
-    *(("recipe", False), ("experiment", False)),
+    *(("state", False), ("cost", True), ("price", True), ("commit", False), ("ended", True)),
+    *(("sweep", False), ("searched", False), ("recipe", False), ("experiment", False)),
 )
 
 
@@ -52,6 +52,7 @@ def _cells(line: Line) -> list[object]:
         [row.seed, int(row.seed) if row.seed.isdigit() else None],
         state(row),
         [cost(row), hours or None],
+        ["" if row.price is None else price(row), row.price],
         commit(row),
         ["", row.end_ms],
         row.sweep,
@@ -111,6 +112,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const columns = data.columns.map(([title, numeric]) => ({ title, numeric }));
 const ENDED = columns.findIndex((column) => column.title === "ended");
+const SPARE = new Set(["price", "sweep", "searched", "recipe", "experiment"]);  // left out where none has it
 const STATE = columns.findIndex((column) => column.title === "state");
 const local = (ms) => {
   const here = new Date(ms - new Date(ms).getTimezoneOffset() * 60000);
@@ -138,7 +140,7 @@ function show() {
   const group = groups[at("group").selectedIndex] || { rows: [] };
   const words = at("filter").value.toLowerCase().split(/\\s+/).filter(Boolean);
   const rows = group.rows.filter((row) => words.every((word) => row.all.includes(word))).sort(order);
-  const used = columns.map((_, i) => i < 10 || group.rows.some((row) => row.texts[i]));
+  const used = columns.map((column, i) => !SPARE.has(column.title) || group.rows.some((row) => row.texts[i]));
   at("head").replaceChildren(...columns.map((column, i) => {
     const cell = document.createElement("th"), button = document.createElement("button");
     button.textContent = column.title;

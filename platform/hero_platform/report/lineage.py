@@ -14,12 +14,14 @@ from hero_platform import config_io
 from hero_platform.config import RunConfig, identity
 from hero_platform.report.table import aligned
 from hero_platform.tracking.base import flatten
+from hero_platform.tracking.place import tags_of
 from hero_platform.tracking.system import changed_files, provenance
 from hero_platform.train.fork import origin_of
 from hero_platform.train.records import Start, provenance_of, run_folder, starts_of
 
 INPUTS = ("code", "data", "packages")  # sections without which nobody can promise equal losses
-_HARMLESS = ("host", "cores", "memory_gb")  # hardware that changes no bit: the number of threads is fixed
+# What changes no bit: the number of threads is fixed.
+_HARMLESS = ("host", "cores", "memory_gb", "submitter", "market", "region")
 _DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28,52}\b")  # people read the first 12 characters
 _MOST_LINES = 40  # of a difference between patches
 
@@ -64,7 +66,7 @@ class Facts:
             "packages": dict(line.partition("==")[::2] for line in self.provenance.get("packages", ())),
             "hardware": flatten(self.provenance.get("hardware", {})),
             "execution": execution,
-            **({"split": {"workers": _split(self.starts)}, "begun": self._origin()} if self.starts else {}),
+            **(self._history() if self.starts else {}),
         }
 
     @property
@@ -76,6 +78,17 @@ class Facts:
     def commit(self) -> str:
         """Its commit; empty where there was no checkout."""
         return str(self.provenance.get("git", {}).get("commit", ""))
+
+    def _history(self) -> dict[str, Flat]:
+        """What only a run that has begun has."""
+        return {"split": {"workers": _split(self.starts)}, "place": self._place(), "begun": self._origin()}
+
+    def _place(self) -> Flat:
+        """Who had it run, and where: the machines of its ranks, those of all starts together."""
+        tags = tags_of(node for start in self.starts for node in start.nodes)
+        facts = {"submitter": str(self.provenance.get("submitter", ""))}
+        facts |= {tag.removeprefix("hero."): text for tag, text in tags.items()}
+        return {name: text for name, text in facts.items() if text}
 
     def _origin(self) -> Flat:
         """Where it began."""
@@ -131,7 +144,8 @@ class Differences:
 
     def explaining(self) -> list[str]:
         """What may have changed losses, in phrases as `named`; empty when all that is recorded was equal."""
-        bearing = [section for section in (*self.rows, *self.unknown) if section != "execution"]
+        bearing = [section for section in self.rows if section != "execution"]
+        bearing += [section for section in self.unknown if section not in ("execution", "place")]  # of old runs
         return self.named(bearing, _HARMLESS)
 
     def text(self) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from hero_platform import files
-from hero_platform.ray_cluster import cluster
+from hero_platform.ray_cluster import cluster, joined
 from hero_platform.sources.base import Planned, RawVideo, Reject, Source
 from hero_platform.store import plan as planning
 from hero_platform.store.annotations import ipc_bytes, write_annotations
@@ -124,9 +124,7 @@ def ray_cluster(workers: int) -> Iterator[int]:
 
 def _slots(workers: int) -> int:
     """How many of `workers` tasks fit the cluster beside Ray Data's own."""
-    import ray
-
-    return max(1, min(workers, int(ray.cluster_resources().get("CPU", 1)) - 1))
+    return max(1, min(workers, int(joined().get("CPU", 1)) - 1))
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from hero_platform.tracking.mlflow_runs import UNFINISHED, Found, Unreachable, W
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # of the tables; an index of another one is emptied
+VERSION = 2  # of the tables; an index of another one is emptied
 MARGIN_MS = 3_600_000  # how far the clocks of two hosts may be apart
 _BUSY_S = 10.0  # how long another writer is waited for
 
@@ -54,10 +54,13 @@ class Row:
     best_step: int | None
     cpu_hours: float | None
     gpu_hours: float | None
+    price: float | None  # of all hours, as it was estimated when the run ended
+    currency: str
     commit: str
     changed: str  # whether there were changes that were not committed: true, false
     fingerprint: str
     setting: str  # equal for runs of as many steps that differ in nothing but their seed
+    hours: dict[str, float]  # what a price table has to price (`standing.billed`); JSON in the database
     metrics: dict[str, float]  # newest finite value of all under val/ and eval/; JSON in the database
     searched: dict[str, str]  # what a sweep chose; JSON in the database
 
@@ -91,7 +94,8 @@ def row_of(found: Found, headline_of: Callable[[str], str] = lambda kind: "") ->
     if best is None and headline in found.metrics:
         best = found.metrics[headline]
         step = best[1]
-    cpu, gpu = (found.metrics.get(name, (None,))[0] for name in (standing.CPU_HOURS, standing.GPU_HOURS))
+    cost = _cost(found)
+    priced = next((name for name in cost if name.startswith(standing.PRICE)), "")
     # the param `steps` is that of the first start, and may have grown
     validated = found.metrics.get(headline, (0.0, 0))[1]
     setting = f"{tags[standing.SETTING_TAG]} {validated}" if standing.SETTING_TAG in tags else ""
@@ -111,15 +115,25 @@ def row_of(found: Found, headline_of: Callable[[str], str] = lambda kind: "") ->
         mode=mode,
         best=best[0] if best and math.isfinite(best[0]) else None,
         best_step=step,
-        cpu_hours=cpu,
-        gpu_hours=gpu,
+        cpu_hours=cost.get(standing.CPU_HOURS),
+        gpu_hours=cost.get(standing.GPU_HOURS),
+        price=cost.get(priced),
+        currency=priced.removeprefix(standing.PRICE),
         commit=tags.get("mlflow.source.git.commit", ""),
         changed=tags.get(standing.CHANGED_TAG, ""),
         fingerprint=tags.get("fingerprint", ""),
         setting=hashlib.sha256(setting.encode()).hexdigest()[:16] if setting else "",
+        hours=standing.billed(cost),
         metrics=kept,
         searched={name.partition(".")[2]: text for name, text in params.items() if name.startswith("searched.")},
     )
+
+
+def _cost(found: Found) -> dict[str, float]:
+    """What the run had cost when its newest start ended; of an earlier end nothing, since more was spent by then."""
+    cost = {name: point for name, point in found.metrics.items() if name.startswith("cost/")}
+    last = max((start for _, start in cost.values()), default=0)
+    return {name: value for name, (value, start) in cost.items() if start == last}
 
 
 def _headline(found: Found, entries: Sequence[tuple[str, str]], headline_of: Callable[[str], str]) -> tuple[str, str]:
@@ -173,7 +187,7 @@ class Index:
     def rows(self) -> list[Row]:
         """All runs of this address."""
         asked = self._database.execute(f"SELECT {_named()} FROM runs WHERE address = ?", [self._address])
-        return [Row(*(*row[:-2], json.loads(row[-2]), json.loads(row[-1]))) for row in asked]
+        return [Row(*row[:-3], *map(json.loads, row[-3:])) for row in asked]
 
     def unsettled(self) -> list[str]:
         """Ids of runs of which MLflow may say something else without a new end: a sweep says what became of a trial."""

@@ -13,6 +13,7 @@ pauses, and at the end the journal keeps what was not sent until the run is star
 from __future__ import annotations
 
 import getpass
+import hashlib
 import json
 import logging
 import os
@@ -31,7 +32,7 @@ from hero_platform.tracking import mlflow_calls as calls
 from hero_platform.tracking.base import RunInfo, Status, alarm_text, is_deterministic, same
 from hero_platform.tracking.journal import Journal, Record, damage, read, starts_line
 from hero_platform.tracking.note import FILE, Note
-from hero_platform.tracking.standing import CHANGED_TAG
+from hero_platform.tracking.standing import CHANGED_TAG, DIFF_TAG, SUBMITTER_TAG
 from hero_platform.tracking.system import provenance, provenance_texts
 
 logger = logging.getLogger(__name__)
@@ -273,8 +274,12 @@ class Shipper:
         commit = git.get("commit", "")
         own = {calls.RUN_TAG: run.name, "mlflow.user": getpass.getuser(), "mlflow.source.name": "hero_platform"}
         if commit:
-            changed = bool(git.get("diff") or git.get("untracked"))
+            diff = git.get("diff", "")
+            changed = bool(diff or git.get("untracked"))
             own |= {"mlflow.source.git.commit": commit, CHANGED_TAG: str(changed).lower()}
+            own[DIFF_TAG] = hashlib.sha256(diff.encode()).hexdigest() if diff else "none"
+        if submitter := origin.get("submitter"):
+            own[SUBMITTER_TAG] = submitter
         calls.set_tags(self._client, run_id, own | {key: value[:5000] for key, value in run.tags.items()})
         params = calls.as_params(run.config)
         calls.log_params(self._client, run_id, params, held)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 LOSS = "val/loss"  # the mean over the mixture is the headline where no benchmark's number is
 HEADLINE_TAG, MODE_TAG = "hero.headline", "hero.headline_mode"
 SETTING_TAG = "hero.setting"  # the same for runs that differ only in their seed
+DIFF_TAG = "hero.git.diff"  # SHA-256 of the changes to tracked files that were not committed, or none
+MADE_WITH_TAG = "hero.made_with"  # SHA-256 of code and packages: one version of all that ran
+SUBMITTER_TAG = "hero.submitter"  # user@host
 CHANGED_TAG = "hero.git.changed"  # whether there were changes that were not committed, new files too: true, false
 BEST = "best/"  # before the headline's name: its best value so far
 BEST_STEP = "best/step"  # where that was found
 CPU_HOURS, GPU_HOURS = "cost/cpu_hours", "cost/gpu_hours"
+HOURS = "cost/hours/"  # before what a price table lists: `<instance type>/<market>`, hours of machines; `gpu`, `cpu`
+PRICE = "cost/price/"  # before the currency
 
 
 @dataclass(frozen=True)
@@ -81,10 +86,14 @@ class Leg:
     end: int  # the last step it is known to have reached
     devices: int  # GPUs, or threads of all ranks
     gpu: bool
+    billed: Mapping[str, float] = field(default_factory=dict)  # what is paid by the hour, as in `HOURS`: how many of it
 
 
-def device_hours(legs: Sequence[Leg], step_s: Mapping[int, float]) -> dict[str, float]:
-    """Device hours of a run's training steps: `cost/gpu_hours` where a rank had a GPU, else `cost/cpu_hours`.
+def hours_of(legs: Sequence[Leg], step_s: Mapping[int, float]) -> dict[str, float]:
+    """Hours of a run's training steps, as metrics of its record.
+
+    Device hours are `cost/gpu_hours` where a rank had a GPU, else `cost/cpu_hours`. Where a machine said its type,
+    `cost/hours/*` says what is to be paid for.
 
     Start-up, validation and waiting for a restart are left out. A step that was repeated after a crash counts again, at
     the speed that was measured first. On CPUs every thread counts, so that the number is core hours.
@@ -93,11 +102,29 @@ def device_hours(legs: Sequence[Leg], step_s: Mapping[int, float]) -> dict[str, 
         legs: the starts of the run, first to last.
         step_s: step -> seconds a step, since the entry before.
     """
-    seconds = {CPU_HOURS: 0.0, GPU_HOURS: 0.0}
+    totals: dict[str, float] = {}
     for leg in legs:
-        before = 0
-        for step in sorted(step_s):
-            steps = min(step, leg.end) - max(before, leg.begin)
-            seconds[GPU_HOURS if leg.gpu else CPU_HOURS] += max(steps, 0) * step_s[step] * leg.devices
-            before = step
-    return {name: total / 3600 for name, total in seconds.items() if total}
+        own = _seconds(leg, step_s) / 3600
+        counted = {GPU_HOURS if leg.gpu else CPU_HOURS: float(leg.devices)}
+        counted |= {HOURS + kind: count for kind, count in leg.billed.items()}
+        for name, count in counted.items():
+            totals[name] = totals.get(name, 0.0) + own * count
+    if not any("/" in kind for leg in legs for kind in leg.billed):  # device hours say it all
+        totals = {name: total for name, total in totals.items() if not name.startswith(HOURS)}
+    return {name: total for name, total in totals.items() if total}
+
+
+def billed(recorded: Mapping[str, float]) -> dict[str, float]:
+    """What a price table has to price, of what `hours_of` gave; of runs that know no machine their devices."""
+    found = {name.removeprefix(HOURS): value for name, value in recorded.items() if name.startswith(HOURS)}
+    devices = {"gpu": recorded.get(GPU_HOURS), "cpu": recorded.get(CPU_HOURS)}
+    return found or {kind: value for kind, value in devices.items() if value is not None}
+
+
+def _seconds(leg: Leg, step_s: Mapping[int, float]) -> float:
+    """How long the steps of a start took."""
+    total, before = 0.0, 0
+    for step in sorted(step_s):
+        total += max(min(step, leg.end) - max(before, leg.begin), 0) * step_s[step]
+        before = step
+    return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import getpass
 import importlib.metadata
 import json
 import logging
@@ -20,18 +21,36 @@ from typing import Any
 
 from hero_platform import files
 from hero_platform.credentials import without_credentials
+from hero_platform.tracking import place
 
 logger = logging.getLogger(__name__)
 
 _REPOSITORY = Path(__file__).resolve().parents[3]
 SAMPLE_EVERY_S = 10.0
 NODES = "nodes"  # folder of the other machines' newest samples, in the run's
+ORIGIN_FILE = "origin.json"  # beside packaged code: where it came from
 _DIFF_LIMIT = 1_000_000  # characters of uncommitted changes kept with a run
 
 
 def provenance() -> dict[str, Any]:
-    """What is needed to say what ran: git state, installed packages, hardware. Plain data, about a second."""
-    return {"git": git_state(_REPOSITORY), "packages": packages(), "hardware": hardware()}
+    """What is needed to say what ran: git state, who ran it, packages, hardware. Plain data, about a second."""
+    return {**origin(), "packages": packages(), "hardware": hardware()}
+
+
+def origin() -> dict[str, Any]:
+    """Where the code comes from and who set it to work: `git`, `submitter`; of packaged code as it was kept there."""
+    packaged = _REPOSITORY / ORIGIN_FILE
+    if packaged.is_file():  # a job of a cluster
+        return dict(files.read_json(packaged))
+    return {"git": git_state(_REPOSITORY), "submitter": _submitter()}
+
+
+def _submitter() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # one without a name, as in containers
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
 
 
 def provenance_texts(origin: Mapping[str, Any]) -> dict[str, str]:
@@ -82,7 +101,7 @@ def packages() -> list[str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Host, system, processor, memory and GPUs."""
+    """Host, system, processor, memory and GPUs; what the machine says of where it is."""
     import psutil
     import torch
 
@@ -98,6 +117,7 @@ def hardware() -> dict[str, Any]:
         "gpus": [{"name": gpu.name, "memory_gb": round(gpu.total_memory / 1e9, 1)} for gpu in gpus],
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
+        **place.said(),
     }
 
 

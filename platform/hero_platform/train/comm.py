@@ -36,3 +36,13 @@ class Comm:
         dist.all_gather(parts, widest)
         start = sum(counts[: self.rank])
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]), start
+
+    def gather_lines(self, line: str, device: torch.device) -> list[str]:
+        """A line of text from every rank, rank after rank; those without one are left out.
+
+        Args:
+            line: of this rank; empty: it has none.
+            device: where this rank's tensors are.
+        """
+        sent = torch.tensor(list(f"{line}\n".encode()), dtype=torch.uint8, device=device)
+        return [each for each in bytes(self.gather_rows(sent)[0].tolist()).decode().split("\n") if each]

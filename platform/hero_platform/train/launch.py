@@ -16,9 +16,12 @@ from hero_platform import config_io, files, home
 from hero_platform.config import RunConfig
 from hero_platform.credentials import without_credentials
 from hero_platform.telemetry import Progress
+from hero_platform.tracking import place
 from hero_platform.tracking.base import Status
+from hero_platform.tracking.place import Place
 from hero_platform.tracking.system import provenance
 from hero_platform.train import snapshot
+from hero_platform.train.cost import keep_cost
 from hero_platform.train.failure import TrainingFailed, last_line
 from hero_platform.train.lease import LeaseLost, only_one
 from hero_platform.train.loop import Signal
@@ -27,9 +30,9 @@ from hero_platform.train.records import (
     close,
     end_of,
     is_settled,
-    keep_cost,
     keep_results,
     make_tracker,
+    nodes_of,
     run_info,
     starts_of,
 )
@@ -64,7 +67,9 @@ class RunResult:
         return asdict(self)
 
 
-def launch(config: RunConfig, *, judge: Judge | None = None, stop: threading.Event | None = None) -> RunResult:
+def launch(
+    config: RunConfig, *, judge: Judge | None = None, stop: threading.Event | None = None, share: float = 1.0
+) -> RunResult:
     """Train a run to `config.steps`; if the name exists, go on from its newest valid checkpoint.
 
     Ctrl-C and SIGTERM commit after the step under way; a second one gives up at once.
@@ -74,6 +79,7 @@ def launch(config: RunConfig, *, judge: Judge | None = None, stop: threading.Eve
         judge: told what each validation found (step, metrics); whether the run is to end there. With Ray workers it is
             told a little later, and again after a restart.
         stop: set by others to have the run commit and end.
+        share: the part of this machine that is charged to a run in this process.
 
     Raises:
         ValueError: the name holds another experiment, or the machine cannot hold the workers asked for.
@@ -99,7 +105,7 @@ def launch(config: RunConfig, *, judge: Judge | None = None, stop: threading.Eve
         begun = len(starts_of(folder))
         try:
             if config.scale.num_workers == 0:
-                _here(config, folder, start, asked, judge)
+                _here(config, folder, start, asked, judge, place.here(share=share))
             else:
                 _on_workers(config, folder, start, asked, judge)
         except USER_MISTAKES:
@@ -139,7 +145,9 @@ def _result(config: RunConfig, folder: str, start: int) -> RunResult:
     return RunResult(config.name, status, step, start, folder, snapshot.weights_digest(newest))
 
 
-def _here(config: RunConfig, folder: str, start: int, stop: threading.Event, judge: Judge | None) -> None:
+def _here(
+    config: RunConfig, folder: str, start: int, stop: threading.Event, judge: Judge | None, machine: Place
+) -> None:
     """N = 0: this process, no Ray."""
 
     def validated(step: int, metrics: Mapping[str, float]) -> None:
@@ -159,6 +167,7 @@ def _here(config: RunConfig, folder: str, start: int, stop: threading.Event, jud
                         device=torch.device("cuda" if config.scale.gpus_per_worker > 0 else "cpu"),
                         tracker=tracker,
                         provenance=provenance(),
+                        place=machine,
                         progress=progress.update,
                         validated=validated,
                         signal=lambda: Signal.STOP if stop.is_set() else Signal.GO_ON,
@@ -196,7 +205,8 @@ def settle(config: RunConfig, status: Status) -> None:
     with only_one(folder):
         tracker = make_tracker(config, folder)
         step = newest_step(folder, config.steps)
-        tracker.start(run_info(config, resume_step=step, same_split=False, provenance=provenance()))
+        nodes = nodes_of(folder)
+        tracker.start(run_info(config, resume_step=step, same_split=False, provenance=provenance(), nodes=nodes))
         if status == "FINISHED":
             keep_results(tracker, config, folder)
         keep_cost(tracker, folder)

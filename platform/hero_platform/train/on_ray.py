@@ -23,12 +23,14 @@ import torch
 from hero_platform import config_io, files, home
 from hero_platform.config import RunConfig
 from hero_platform.credentials import without_credentials
-from hero_platform.ray_cluster import cluster
+from hero_platform.ray_cluster import cluster, share_of_machine
 from hero_platform.scratch import scratch
 from hero_platform.telemetry import Progress
 from hero_platform.tracking.base import NullTracker, Status, Tracker
 from hero_platform.tracking.journal import FILE as JOURNAL_FILE
 from hero_platform.tracking.journal import read
+from hero_platform.tracking.place import here
+from hero_platform.tracking.price import VARIABLE as PRICES
 from hero_platform.tracking.system import reported
 from hero_platform.train.comm import Comm
 from hero_platform.train.failure import (
@@ -165,10 +167,10 @@ def ray_worker(payload: Mapping[str, Any]) -> None:
             write(step, metrics)
 
     held = only_one(folder) if comm.rank == 0 else contextlib.nullcontext()
-    node = context.get_node_rank()
-    # One rank speaks for its node; that of rank 0 is sampled by the tracker.
-    speaks = node > 0 and context.get_local_rank() == 0
-    load = reported(folder, node) if speaks else contextlib.nullcontext()
+    node, on_node = context.get_node_rank(), context.get_local_world_size()
+    first = context.get_local_rank() == 0  # speaks for its node, whose load, where rank 0 is, the tracker samples
+    load = reported(folder, node) if first and node > 0 else contextlib.nullcontext()
+    share = share_of_machine(on_node) if config.tracking.sweep else 1.0
     with _messages(folder, comm.rank), load, held as lease:
         try:
             outcome = train(
@@ -177,10 +179,11 @@ def ray_worker(payload: Mapping[str, Any]) -> None:
                     folder=folder,
                     comm=comm,
                     lease=lease,
-                    workers_on_node=context.get_local_world_size(),
+                    workers_on_node=on_node,
                     device=device,
                     tracker=tracker or NullTracker(),
                     provenance=payload["provenance"],
+                    place=here(on_node, share) if first else None,
                     progress=progress,
                     signal=_signal(config, folder, comm, device),
                 ),
@@ -316,7 +319,8 @@ def _cause_of(failures: Mapping[int, Exception]) -> str:
 
 def worker_environment() -> dict[str, str]:
     """Variables a worker needs and Ray does not forward. No secrets: those come from the node's own environment."""
-    forwarded = {name: os.environ[name] for name in ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL") if name in os.environ}
+    names = ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", PRICES)
+    forwarded = {name: os.environ[name] for name in names if name in os.environ}
     forwarded = {name: value for name, value in forwarded.items() if value == without_credentials(value)}
     # not the cluster's own, which goes with it: stacks of a rank that hung may lie there
     return {"HERO_HOME": home.root(), "RAY_CHDIR_TO_TRIAL_DIR": "0", "TMPDIR": tempfile.gettempdir(), **forwarded}

@@ -11,8 +11,8 @@ import math
 import re
 import socket
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from hero_platform.tracking.base import STATUSES, RunInfo, Status, Tracker, arti
 from hero_platform.tracking.journal import FILE as JOURNAL_FILE
 from hero_platform.tracking.note import FILE as NOTE_FILE
 from hero_platform.tracking.note import Note
+from hero_platform.tracking.place import Place, tags_of
 from hero_platform.tracking.recorder import STATUS_FILE, JournalTracker
-from hero_platform.tracking.standing import SETTING_TAG, Leg, device_hours
+from hero_platform.tracking.standing import MADE_WITH_TAG, SETTING_TAG
 from hero_platform.train import snapshot
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,23 @@ class Start:
     config: RunConfig
     recorded: int = 0  # the last step that the starts before it had recorded
     made_with: str = ""  # digest of its code and packages; empty: not recorded
+    nodes: tuple[Place, ...] = ()  # its machines; empty: not recorded
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether each rank had a GPU."""
+        return self.device.startswith("cuda")
+
+    @property
+    def billed(self) -> dict[str, float]:
+        """What is paid by the hour, and how many of it: machines by type and market, of others their devices."""
+        each = 1 if self.on_gpu else self.threads
+        found: dict[str, float] = {}
+        for node in self.nodes or (Place("", ranks=self.world),):
+            devices = ("gpu" if self.on_gpu else "cpu", float(each * node.ranks))
+            kind, count = (node.billed_as, node.share) if node.billed_as else devices
+            found[kind] = found.get(kind, 0.0) + count
+        return found
 
 
 def note_start(folder: str, start: Start, provenance: Mapping[str, Any]) -> None:
@@ -70,6 +88,7 @@ def note_start(folder: str, start: Start, provenance: Mapping[str, Any]) -> None
         "device": start.device,
         "torch": torch.__version__,
         "made_with": made_with(provenance),
+        "nodes": [asdict(node) for node in start.nodes],
         "config": config_io.to_dict(start.config),
     }
     files.write_json(files.join(folder, STATUS_FILE), {"status": RUNNING})  # until this start says how it ended
@@ -89,7 +108,13 @@ def made_with(provenance: Mapping[str, Any]) -> str:
 def provenance_of(folder: str) -> dict[str, Any]:
     """What the newest start of a run kept of its machine; with an empty git state where it kept nothing."""
     path = files.join(folder, PROVENANCE_FILE)
-    found: dict[str, Any] = files.read_json(path) if files.exists(path) else {"git": {}}
+    try:
+        found: dict[str, Any] = files.read_json(path)
+    except FileNotFoundError:
+        return {"git": {}}
+    except ValueError as error:
+        logger.error("what ran is not known: %s", error)
+        return {"git": {}}
     return found
 
 
@@ -111,7 +136,8 @@ def _read_start(path: str) -> Start | None:
         split = (int(record["world"]), int(record["threads_per_worker"]), str(record["device"]))
         recorded = int(record.get("recorded", record["step"]))  # older notes do not say it
         made_with = str(record.get("made_with", ""))
-        return Start(int(record["step"]), seconds * 1000, *split, config, recorded, made_with)
+        nodes = tuple(Place(**node) for node in record.get("nodes", ()))
+        return Start(int(record["step"]), seconds * 1000, *split, config, recorded, made_with, nodes)
     except (ValueError, KeyError, TypeError):
         return None
 
@@ -198,7 +224,19 @@ def status_of(folder: str) -> Status:
     return found if found in STATUSES else "KILLED"
 
 
-def run_info(config: RunConfig, *, resume_step: int, same_split: bool, provenance: Mapping[str, Any]) -> RunInfo:
+def nodes_of(folder: str) -> list[Place]:
+    """The machines of all starts of a run."""
+    return [node for start in starts_of(folder) for node in start.nodes]
+
+
+def run_info(
+    config: RunConfig,
+    *,
+    resume_step: int,
+    same_split: bool,
+    provenance: Mapping[str, Any],
+    nodes: Sequence[Place],
+) -> RunInfo:
     """The start of a run, for its tracker.
 
     Args:
@@ -206,7 +244,9 @@ def run_info(config: RunConfig, *, resume_step: int, same_split: bool, provenanc
         resume_step: updates behind the checkpoint this start goes on from.
         same_split: whether workers and threads are those of the start before; only then are repeated steps bit-equal.
         provenance: `tracking.system.provenance()` of the driver.
+        nodes: the machines of all its starts.
     """
+    made = made_with(provenance)
     digests = {f"store.{ref.corpus}": ref.digest for ref in config.stores}
     annotations = {f"annotations.{ref.corpus}": ref.annotations for ref in config.stores if ref.annotations}
     return RunInfo(
@@ -220,6 +260,8 @@ def run_info(config: RunConfig, *, resume_step: int, same_split: bool, provenanc
             "recipe": config.recipe,
             "fingerprint": config_io.fingerprint(config),
             SETTING_TAG: _setting(config),
+            **({MADE_WITH_TAG: made} if made else {}),
+            **tags_of(nodes),
             **digests,
             **annotations,
         },
@@ -235,38 +277,6 @@ def _setting(config: RunConfig) -> str:
             origin = files.read_bytes(files.join(home.run_dir(config.init_from), "config.json"))
             begun_with = _setting(config_io.from_json(origin.decode()))
     return config_io.fingerprint(replace(config, seed=0, init_digest=begun_with))
-
-
-def keep_cost(tracker: Tracker, folder: str) -> None:
-    """Record what a run has cost up to the end of its newest start; the step of it is the number of starts.
-
-    A start may end at the step where an earlier one did, and more was spent by then. A cost that cannot be kept is said
-    in the log: it never stands in the way of the run's end.
-    """
-    try:
-        _keep_cost(tracker, folder)
-    except Exception as error:
-        logger.error("the cost of the run could not be kept: %s", error)
-
-
-def _keep_cost(tracker: Tracker, folder: str) -> None:
-    starts, past = starts_of(folder), tracker.history(("sys/step_s", "cost/"))
-    step_s = past.get("sys/step_s", {})
-    known = [start.recorded for start in starts[1:]] + [max(step_s, default=0)]
-    ends = [start.step for start in starts[1:]] + [0]  # of a start that came no further than those before it
-    legs = [
-        Leg(
-            begin=start.step,
-            end=reached if reached > start.recorded else end,
-            devices=start.world * (1 if start.device.startswith("cuda") else start.threads),
-            gpu=start.device.startswith("cuda"),
-        )
-        for start, reached, end in zip(starts, known, ends, strict=True)
-    ]
-    cost = device_hours(legs, step_s)
-    new = {name: hours for name, hours in cost.items() if len(starts) not in past.get(name, {})}
-    if new:
-        tracker.log(len(starts), new)
 
 
 def keep_results(tracker: Tracker, config: RunConfig, folder: str) -> None:
@@ -295,7 +305,9 @@ def keep_evaluation(config: RunConfig, folder: str, step: int, name: str, result
         results: metric -> value.
     """
     tracker = make_tracker(config, folder)
-    tracker.start(run_info(config, resume_step=max(step, config.steps), same_split=True, provenance={}))
+    made, nodes = provenance_of(folder), nodes_of(folder)  # of those who trained it
+    end = max(step, config.steps)
+    tracker.start(run_info(config, resume_step=end, same_split=True, provenance=made, nodes=nodes))
     points = tracker.history(f"eval/{name}/")
     held = {metric: values[step] for metric, values in points.items() if step in values}
     named = {f"eval/{name}/{metric}": value for metric, value in results.items()}

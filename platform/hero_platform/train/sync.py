@@ -15,10 +15,10 @@ from hero_platform.tracking.journal import FILE, read
 from hero_platform.tracking.mlflow_tracker import MlflowTracker
 from hero_platform.tracking.note import FILE as NOTE_FILE
 from hero_platform.tracking.note import Note
+from hero_platform.train.cost import keep_cost
 from hero_platform.train.failure import TrainingFailed
 from hero_platform.train.lease import only_one
 from hero_platform.train.records import (
-    keep_cost,
     keep_evaluations,
     keep_results,
     provenance_of,
@@ -72,7 +72,8 @@ def sync(name: str, *, patience_s: float = 60.0, progress: Callable[[str], None]
         complete = note is not None and note.clean and note.shipped == files.size_of(journal)
         local = [] if files.is_remote(folder) else list(read(journal))
         provenance = provenance_of(folder)  # never this machine's
-        info = run_info(config, resume_step=starts[-1].step, same_split=False, provenance=provenance)
+        nodes = [node for start in starts for node in start.nodes]
+        info = run_info(config, resume_step=starts[-1].step, same_split=False, provenance=provenance, nodes=nodes)
         tracker.start(replace(info, ended_ms=local[-1].t_ms if local else None))
         records = sum(1 for _ in read(tracker.journal.path))
         try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import tempfile
 import time
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,16 +24,18 @@ from hero_platform.heartbeat import watched
 from hero_platform.infer.headline import Headline
 from hero_platform.store.reader import FeatureStore
 from hero_platform.tracking.base import NullTracker, Tracker
+from hero_platform.tracking.place import Place
 from hero_platform.tracking.standing import LOSS, Best
 from hero_platform.train import determinism, optim, snapshot
 from hero_platform.train.checkpoint import Checkpointer, CheckpointError
 from hero_platform.train.comm import Comm
+from hero_platform.train.cost import keep_cost
 from hero_platform.train.evaluate import Validator
 from hero_platform.train.failure import NonFiniteError
 from hero_platform.train.fork import origin_of
 from hero_platform.train.lease import Lease
 from hero_platform.train.loop import Hooks, Signal, run_steps
-from hero_platform.train.records import Start, keep_cost, keep_results, note_start, run_info, same_since
+from hero_platform.train.records import Start, keep_results, nodes_of, note_start, run_info, same_since
 from hero_platform.train.resolve import load_weights
 from hero_platform.train.step import DTYPES, Stepper
 from hero_platform.train.summary import unique_tasks
@@ -53,6 +56,7 @@ class Surroundings:
     lease: Lease | None = None  # rank 0 holds one while it writes
     tracker: Tracker = field(default_factory=NullTracker)  # only rank 0 has a real one; it is started here
     provenance: Mapping[str, Any] = field(default_factory=dict)  # of the driver
+    place: Place | None = None  # this machine; of several ranks on it one says it
     progress: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
     validated: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None  # called by rank 0
     signal: Callable[[], Signal] = lambda: Signal.GO_ON
@@ -106,28 +110,13 @@ def _train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
     module, optimizer, start, split = build_state(config, snapshot.latest(root), around.device)
     here = {"world": around.comm.world, "threads": threads}
     headline = Headline.of(config, stores, around.device)
+    nodes = _nodes(around)
     writer = best = None
     if around.comm.rank == 0:
-        same_split = split in (None, here) and same_since(around.folder, start, around.comm.world, threads)
-        info = run_info(config, resume_step=start, same_split=same_split, provenance=around.provenance)
-        if around.lease is not None:
-            info = replace(info, guard=_guard(around.lease, around.folder))
         best = Best(LOSS, "min") if headline is None else Best(headline.metric, "max")
-        around.tracker.start(replace(info, tags={**info.tags, **best.tags}))
-        past = around.tracker.history(("train/lr", best.metric))
-        _, forked_at = origin_of(config.name) or ("", 0)
-        best.resume({step: value for step, value in past.get(best.metric, {}).items() if step > forked_at}, start)
-        recorded = past.get("train/lr", {})
-        if gap := _gap(around.tracker, recorded, start):
-            logger.error(
-                "the record of run %s lacks %s, which are behind its checkpoint of step %d: they stay missing",
-                *(config.name, gap, start),
-            )
-        now = Start(
-            *(start, time.time_ns() // 1_000_000, around.comm.world, threads, str(around.device), config),
-            recorded=max(recorded, default=0),
-        )
-        note_start(around.folder, now, around.provenance)
+        same_split = split in (None, here) and same_since(around.folder, start, around.comm.world, threads)
+        split_now = (around.comm.world, threads, str(around.device))
+        _begin(around, Start(start, time.time_ns() // 1_000_000, *split_now, config, nodes=nodes), best, same_split)
         writer = Checkpointer(
             root,
             resumed_from=start,
@@ -149,6 +138,32 @@ def _train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
     if around.comm.rank == 0 and step == config.steps and not config.tracking.rests:
         keep_results(around.tracker, config, around.folder)
     return {"step": step, "stopped": step < config.steps, "resumed_from": start}
+
+
+def _begin(around: Surroundings, start: Start, best: Best, same_split: bool) -> None:
+    """Open the run's record and note this start in it; `best` goes on from what it holds."""
+    config = start.config
+    nodes = [*nodes_of(around.folder), *start.nodes]
+    info = run_info(config, resume_step=start.step, same_split=same_split, provenance=around.provenance, nodes=nodes)
+    if around.lease is not None:
+        info = replace(info, guard=_guard(around.lease, around.folder))
+    around.tracker.start(replace(info, tags={**info.tags, **best.tags}))
+    past = around.tracker.history(("train/lr", best.metric))
+    _, forked_at = origin_of(config.name) or ("", 0)
+    best.resume({step: value for step, value in past.get(best.metric, {}).items() if step > forked_at}, start.step)
+    recorded = past.get("train/lr", {})
+    if gap := _gap(around.tracker, recorded, start.step):
+        logger.error(
+            "the record of run %s lacks %s, which are behind its checkpoint of step %d: they stay missing",
+            *(config.name, gap, start.step),
+        )
+    note_start(around.folder, replace(start, recorded=max(recorded, default=0)), around.provenance)
+
+
+def _nodes(around: Surroundings) -> tuple[Place, ...]:
+    """Every machine that a rank is on; all ranks ask at once."""
+    said = "" if around.place is None else json.dumps(asdict(around.place))
+    return tuple(Place(**json.loads(line)) for line in around.comm.gather_lines(said, around.device))
 
 
 def _gap(tracker: Tracker, recorded: Container[int], start: int) -> str:

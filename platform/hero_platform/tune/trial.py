@@ -10,6 +10,7 @@ from typing import Any
 from ray import tune
 
 from hero_platform import config_io, files, home
+from hero_platform.ray_cluster import share_of_machine
 from hero_platform.train.failure import TrainingFailed
 from hero_platform.train.fork import origin_of
 from hero_platform.train.launch import USER_MISTAKES, launch, settle
@@ -63,7 +64,7 @@ def run_trial(asked: Mapping[str, Any]) -> None:
 
     threading.Thread(target=watch, name="stop-trial", daemon=True).start()
     try:
-        result = launch(config, judge=judge, stop=stop)
+        result = launch(config, judge=judge, stop=stop, share=share_of_machine())
     except (*USER_MISTAKES, TrainingFailed) as error:
         failures.append(" ".join(str(error).split()))
     finally:

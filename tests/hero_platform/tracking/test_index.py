@@ -93,10 +93,13 @@ def test_a_row_says_what_the_run_says(index: str, uri: str):
         best_step=20,
         cpu_hours=None,
         gpu_hours=1.5,
+        price=None,
+        currency="",
         commit="c0ffee",
         changed="true",
         fingerprint="f00",
         setting=row.setting,
+        hours={"gpu": 1.5},
         metrics={HEADLINE: 4.0},
         searched={"optim.lr": "0.1"},
     )
@@ -119,6 +122,18 @@ def test_runs_that_do_not_say_their_headline_are_told_by_their_validations(
     record(uri, "old", tags={}, params=params, metrics=metrics)
     (row,) = look(index, uri, headline_of={"moment_retrieval": "vcmr_r1_iou07"}.__getitem__).rows
     assert (row.headline, row.mode, row.best) == expected and row.setting == ""
+
+
+def test_the_price_is_that_of_the_newest_end_and_of_no_other(index: str, uri: str):
+    hours = {"cost/gpu_hours": 16.0, "cost/hours/p4d.24xlarge/spot": 2.0}
+    priced = record(uri, "priced", metrics=METRICS | hours | {"cost/price/USD": 24.0})
+    rows = {row.name: row for row in look(index, uri).rows}
+    assert (rows["priced"].price, rows["priced"].currency) == (24.0, "USD")
+    assert rows["priced"].hours == {"p4d.24xlarge/spot": 2.0} and rows["priced"].gpu_hours == 16.0
+    more = [Metric(name, 2 * value, T0 + 1, 41) for name, value in hours.items()]
+    MlflowClient(uri).log_batch(priced, more)  # a start without a price table
+    (row,) = look(index, uri, everything=True).rows
+    assert (row.price, row.currency, row.hours) == (None, "", {"p4d.24xlarge/spot": 4.0})
 
 
 def test_a_look_brings_what_ended_what_runs_and_what_had_not_ended(index: str, uri: str):
@@ -240,7 +255,7 @@ def test_writers_wait_for_each_other_and_a_killed_one_leaves_nothing(index: str,
 
 def _row(name: str) -> Row:
     texts = {field: "" for field in Row.__dataclass_fields__}
-    return Row(**{**texts, "run_id": name, "name": name, "metrics": {}, "searched": {}})
+    return Row(**{**texts, "run_id": name, "name": name, "hours": {}, "metrics": {}, "searched": {}})
 
 
 def _end_a_run(folder: str, uri: str, index: str) -> MlflowTracker:

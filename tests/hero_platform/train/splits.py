@@ -154,6 +154,7 @@ def everything(store: str, comm: Comm) -> dict[str, Any]:
     found, (record,) = gradients(run, [step_of(run, "vsm")], comm, no_queries)
     results["no queries"] = (found, totals(record, comm))
     results["alternating"] = gradients(config(store), [step_of(run, kind) for kind in KINDS], comm)[0]
+    results["lines"] = comm.gather_lines("" if comm.rank == 1 else f"rank {comm.rank}, \u00e9", CPU)
     results["validation"] = Validator(run, open_stores(run), comm, CPU).run(build_module(run))
     return results
 

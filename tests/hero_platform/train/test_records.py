@@ -1,16 +1,16 @@
-"""What a run says of itself: its setting, and what it has cost over all its starts."""
+"""What a run says of itself: its setting, what it was made with, and where."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from hero_platform import config_io, files
-from hero_platform.config import RunConfig
-from hero_platform.tracking.base import MemoryTracker
-from hero_platform.tracking.recorder import JournalTracker
-from hero_platform.train.records import Start, keep_cost, note_start, run_info
+from hero_platform.config import RunConfig, StoreRef
+from hero_platform.tracking.place import Place
+from hero_platform.train.records import Start, made_with, nodes_of, note_start, provenance_of, run_info, starts_of
 from jobs.recipes.synthetic import pretrain_synthetic
 
 
@@ -20,7 +20,7 @@ def config() -> RunConfig:
 
 
 def _tags(config: RunConfig) -> tuple[str, str]:
-    tags = run_info(config, resume_step=0, same_split=True, provenance={}).tags
+    tags = run_info(config, resume_step=0, same_split=True, provenance={}, nodes=[]).tags
     return tags["hero.setting"], tags["fingerprint"]
 
 
@@ -43,23 +43,35 @@ def test_seeds_of_the_weights_are_seeds_too(config: RunConfig, hero_home):
     assert gone[0] != gone[1]
 
 
-def test_the_cost_of_all_starts_is_known_at_the_end_of_each(config: RunConfig, tmp_path):
-    folder, tracker = str(tmp_path), MemoryTracker()
-    note_start(folder, Start(0, 0, 2, 3, "cpu", config), {})
-    tracker.log(10, {"sys/step_s": 3.6})
-    keep_cost(tracker, folder)
-    note_start(folder, Start(5, 0, 2, 3, "cpu", config, recorded=10), {})  # killed before it came to step 11
-    keep_cost(tracker, folder)
-    note_start(folder, Start(5, 0, 2, 3, "cuda:0", config, recorded=10), {})
-    tracker.log(20, {"sys/step_s": 7.2})
-    keep_cost(tracker, folder)
-    keep_cost(tracker, folder)
-    cpu = 10 * 3.6 * 2 * 3 / 3600
-    assert tracker.metrics["cost/cpu_hours"] == pytest.approx({1: cpu, 2: cpu, 3: cpu})
-    assert tracker.metrics["cost/gpu_hours"] == pytest.approx({3: (5 * 3.6 + 10 * 7.2) * 2 / 3600})
+def test_a_run_is_tagged_with_its_data_its_code_and_its_machines(config: RunConfig):
+    store = StoreRef("synthetic", "somewhere", digest="d" * 64, annotations="a" * 64)
+    made = {"git": {"commit": "c0ffee", "diff": "+x"}, "packages": ["a==1"]}
+    nodes = [Place("a", "g5.2xlarge", "spot", "us-east-1"), Place("b", "g5.2xlarge", "on-demand", "us-east-1")]
+    run = replace(config, stores=(store,))
+    tags = run_info(run, resume_step=0, same_split=True, provenance=made, nodes=nodes).tags
+    assert tags["store.synthetic"] == store.digest and tags["annotations.synthetic"] == store.annotations
+    assert tags["hero.made_with"] == made_with(made) != made_with({**made, "packages": ["a==2"]})
+    assert (tags["hero.instance_types"], tags["hero.market"]) == ("g5.2xlarge", "on-demand, spot")
+    silent = run_info(run, resume_step=0, same_split=True, provenance={}, nodes=[]).tags
+    assert not {"hero.made_with", "hero.instance_types", "hero.market", "hero.region"} & set(silent)
 
 
-def test_a_cost_that_cannot_be_kept_is_said_and_no_more(config: RunConfig, tmp_path, caplog):
-    note_start(str(tmp_path), Start(0, 0, 1, 1, "cpu", config), {})
-    keep_cost(JournalTracker(str(tmp_path)), str(tmp_path))  # one that was never started
-    assert "the cost of the run could not be kept" in caplog.text
+def test_what_a_damaged_file_says_of_a_start_is_not_known(tmp_path, caplog):
+    assert provenance_of(str(tmp_path)) == {"git": {}} and not caplog.records
+    (tmp_path / "provenance.json").write_text('{"git": ')
+    assert provenance_of(str(tmp_path)) == {"git": {}}
+    assert "what ran is not known: " in caplog.text and "provenance.json is not valid JSON" in caplog.text
+
+
+def test_a_start_keeps_its_machines_and_older_notes_have_none(config: RunConfig, tmp_path):
+    nodes = (Place("a", "g5.2xlarge", "spot", "us-east-1", ranks=2), Place("b", share=0.25))
+    note_start(str(tmp_path), Start(0, 0, 3, 1, "cpu", config, nodes=nodes), {})
+    note_start(str(tmp_path), Start(5, 0, 3, 1, "cpu", config, nodes=nodes[:1]), {})
+    older = tmp_path / "starts" / "0000.json"
+    facts = json.loads(older.read_text())
+    assert facts["nodes"][0]["instance_type"] == "g5.2xlarge"
+    assert [start.nodes for start in starts_of(str(tmp_path))] == [nodes, nodes[:1]]
+    assert nodes_of(str(tmp_path)) == [*nodes, nodes[0]]
+    del facts["nodes"]
+    older.write_text(json.dumps(facts))
+    assert [start.nodes for start in starts_of(str(tmp_path))] == [(), nodes[:1]]

@@ -47,6 +47,12 @@ def test_ranks_change_nothing(alone, ranks, kind):
         assert_same_totals(of_rank[kind][1], alone[kind][1])
 
 
+def test_every_rank_is_told_what_the_others_say(alone, ranks):
+    assert alone["lines"] == ["rank 0, \u00e9"]
+    expected = [f"rank {rank}, \u00e9" for rank in range(len(ranks)) if rank != 1]
+    assert len(ranks) > 1 and all(of_rank["lines"] == expected for of_rank in ranks)
+
+
 @pytest.fixture(scope="module")
 def one_pool(splits, wide_store):
     """One process, its pool of 32 examples at once."""

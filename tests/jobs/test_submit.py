@@ -1,0 +1,145 @@
+"""What `jobs.submit` says and checks before a cluster is asked."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from jobs import submit
+
+
+@pytest.fixture(autouse=True)
+def token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "t" * 64)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+
+
+@contextmanager
+def answering(status: int, body: bytes) -> Iterator[str]:
+    """A server that is no Ray of ours."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *given: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def dry(tmp_path: Path, *words: str) -> dict:
+    facts = tmp_path / "facts.json"
+    assert submit.main([*words, "--dry-run", "--json", str(facts)]) == 0
+    return json.loads(facts.read_text())
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "cpus"),
+    [
+        ("train pretrain_tv --scale.num-workers 8", "pretrain_tv", 0),
+        ("train pretrain_tv --name mine --scale.threads-per-worker 3", "mine", 3),
+        ("tune finetune_tvr --space lr_and_warmup --trials 3", "finetune_tvr-lr_and_warmup", 0),
+        ("tune finetune_tvr --space lr_and_warmup --name s", "s", 0),
+        ("evaluate --run r --corpus tvr --split val", "evaluate-r-tvr-val", 1),
+        ("evaluate --checkpoint a/step_00000010/ --corpus tvr --split val", "evaluate-step_00000010-tvr-val", 1),
+        ("build_store synthetic --corpus c --name x", "build_store-c-x", 0),
+        ("build_store annotations --corpus tvr --split val f.jsonl", "build_store-tvr-annotations", 0),
+    ],
+)
+def test_a_job_has_the_name_of_its_run(tmp_path, words: str, name: str, cpus: float):
+    found = dry(tmp_path, *words.split())
+    assert found["name"] == name and found["entrypoint_cpus"] == cpus
+    kind, *rest = words.split()
+    expected = f"exec python -m hero_platform.cluster.driver {name} 3 -- jobs.{kind} {' '.join(rest)}"
+    assert found["entrypoint"] == expected
+    assert 100 < found["package"]["files"] and found["package"]["bytes"] < 5e6
+
+
+def test_no_secret_goes_along(tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-key")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:hidden-word@tracking.example")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://s3.example")
+    monkeypatch.setenv("HERO_HOME", "s3://bucket/hero")
+    found = dry(tmp_path, "train", "pretrain_tv")
+    assert found["environment"] == {
+        "HERO_HOME": "s3://bucket/hero", "PYTHONPATH": "platform", "AWS_ENDPOINT_URL": "https://s3.example"
+    }  # fmt: skip
+    assert "hidden" not in json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "name a job (train, tune, build_store, evaluate)"),
+        (["stop"], "stop takes one name"),
+        (["logs", "a", "b"], "logs takes one name"),
+        (["list", "a"], "list takes no arguments"),
+        (["--retries", "-1", "list"], "--retries must be at least 0"),
+        (["list", "--attach", "x"], "list takes no arguments"),
+        (["--attach", "x", "list"], "name a job"),
+    ],
+)
+def test_flags_that_do_not_go_together(capsys, words, sentence):
+    with pytest.raises(SystemExit) as ended:
+        submit.main(words)
+    assert ended.value.code == 2 and sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["train", "pretrain_tvv"], "there is no recipe 'pretrain_tvv': did you mean pretrain_tv?"),
+        (["train", "pretrain_tv", "--optim.lrr", "1"], "--optim.lrr"),
+        (["train", "pretrain_tv", "--name", "../x"], "job name '../x' may only hold"),
+        (["build_store", "inspect", "x"], "inspect only reads: run it here"),
+        (["--address", "ray://x", "list"], "--address ray://x: the address of a job server is http://HOST:PORT"),
+        (
+            ["--address", "http://127.0.0.1:1", "list"],
+            "no job server answers at http://127.0.0.1:1 (connection refused)",
+        ),
+    ],
+)
+def test_mistakes_are_one_sentence_before_anything_is_sent(capsys, words, sentence):
+    assert submit.main(words) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "sentence"),
+    [
+        (200, b'{"version": "4", "ray_version": "2.41.0"}', "runs Ray 2.41.0, this environment 2."),
+        (200, b"<html>", "is no Ray job server (HTTP 200)"),
+        (404, b"", "is no Ray job server (HTTP 404)"),
+        (401, b"", "refuses the token: it is not the cluster's"),
+    ],
+)
+def test_what_answers_is_looked_at_first(capsys, status, body, sentence):
+    with answering(status, body) as address:
+        assert submit.main(["--address", address, "list"]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and len(said.splitlines()) == 1
+
+
+def test_without_a_token_nothing_is_asked(capsys, monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    for content in (None, " \n"):
+        if content is not None:
+            (tmp_path / "token").write_text(content)
+        with answering(500, b"") as address:
+            assert submit.main(["--address", address, "list"]) == 2
+        assert f"there is no token in {tmp_path}/token: copy the cluster's there" in capsys.readouterr().err
