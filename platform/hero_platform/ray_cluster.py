@@ -116,11 +116,8 @@ def _keep_token_private() -> None:
         path.chmod(0o600)
 
 
-def share_of_machine(processes: int = 1) -> float:
-    """The part of this machine that so many processes like this worker of a cluster take.
-
-    Of its CPUs or of its GPUs, whichever is more: other work has the rest.
-    """
+def share_of_machine() -> float:
+    """The part of this machine that this worker of a cluster takes: of its CPUs or of its GPUs, whichever is more."""
     import ray
 
     context = ray.get_runtime_context()
@@ -128,7 +125,7 @@ def share_of_machine(processes: int = 1) -> float:
     there = next(each["Resources"] for each in ray.nodes() if each["NodeID"] == node)
     cores = min(there.get("CPU", 0), os.cpu_count() or 1)  # a crowded one says more than it has
     taken = context.get_assigned_resources()
-    parts = [processes * taken.get(name, 0) / count for name, count in (there | {"CPU": cores}).items() if count]
+    parts = [taken.get(name, 0) / count for name, count in (there | {"CPU": cores}).items() if count]
     return min(max(parts), 1.0)
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import socket
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 VARIABLES = {"instance_type": "HERO_INSTANCE_TYPE", "market": "HERO_MARKET", "region": "HERO_REGION"}
 TAGS = {"instance_type": "hero.instance_types", "market": "hero.market", "region": "hero.region"}
@@ -24,6 +24,7 @@ class Place:
     """A machine that works on a run; text is empty where the machine does not say it."""
 
     host: str
+    node: str = ""  # its id in a Ray cluster
     instance_type: str = ""
     market: str = ""  # spot, on-demand
     region: str = ""
@@ -36,14 +37,24 @@ class Place:
         return f"{self.instance_type}/{self.market or ON_DEMAND}" if self.instance_type else ""
 
 
-def here(ranks: int = 1, share: float = 1.0) -> Place:
-    """This machine.
+def here(node: str = "", share: float = 1.0) -> Place:
+    """This machine, as one rank on it sees it.
 
     Args:
-        ranks: of the run that are on it.
-        share: the part of it that is charged to the run.
+        node: its id in a Ray cluster.
+        share: the part of it that this rank is charged for.
     """
-    return Place(socket.gethostname(), **said(), ranks=ranks, share=share)
+    return replace(Place(socket.gethostname(), node, share=share), **said())
+
+
+def machines(ranks: Iterable[Place]) -> tuple[Place, ...]:
+    """The machines of all ranks, each once."""
+    found: dict[tuple[str, str], Place] = {}
+    for own in ranks:
+        held = found.get((own.host, own.node), replace(own, ranks=0, share=0.0))
+        share = min(held.share + own.share, 1.0)
+        found[own.host, own.node] = replace(held, ranks=held.ranks + own.ranks, share=share)
+    return tuple(found.values())
 
 
 def said() -> dict[str, str]:

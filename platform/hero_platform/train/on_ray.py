@@ -167,10 +167,11 @@ def ray_worker(payload: Mapping[str, Any]) -> None:
             write(step, metrics)
 
     held = only_one(folder) if comm.rank == 0 else contextlib.nullcontext()
-    node, on_node = context.get_node_rank(), context.get_local_world_size()
-    first = context.get_local_rank() == 0  # speaks for its node, whose load, where rank 0 is, the tracker samples
-    load = reported(folder, node) if first and node > 0 else contextlib.nullcontext()
-    share = share_of_machine(on_node) if config.tracking.sweep else 1.0
+    node = context.get_node_rank()
+    # One rank speaks for its node; that of rank 0 is sampled by the tracker.
+    speaks = node > 0 and context.get_local_rank() == 0
+    load = reported(folder, node) if speaks else contextlib.nullcontext()
+    share = share_of_machine() if config.tracking.sweep else 1.0  # other trials have the rest
     with _messages(folder, comm.rank), load, held as lease:
         try:
             outcome = train(
@@ -179,11 +180,11 @@ def ray_worker(payload: Mapping[str, Any]) -> None:
                     folder=folder,
                     comm=comm,
                     lease=lease,
-                    workers_on_node=on_node,
+                    workers_on_node=context.get_local_world_size(),
                     device=device,
                     tracker=tracker or NullTracker(),
                     provenance=payload["provenance"],
-                    place=here(on_node, share) if first else None,
+                    place=here(ray.get_runtime_context().get_node_id(), share),
                     progress=progress,
                     signal=_signal(config, folder, comm, device),
                 ),

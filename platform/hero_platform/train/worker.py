@@ -24,7 +24,7 @@ from hero_platform.heartbeat import watched
 from hero_platform.infer.headline import Headline
 from hero_platform.store.reader import FeatureStore
 from hero_platform.tracking.base import NullTracker, Tracker
-from hero_platform.tracking.place import Place
+from hero_platform.tracking.place import Place, machines
 from hero_platform.tracking.standing import LOSS, Best
 from hero_platform.train import determinism, optim, snapshot
 from hero_platform.train.checkpoint import Checkpointer, CheckpointError
@@ -56,7 +56,7 @@ class Surroundings:
     lease: Lease | None = None  # rank 0 holds one while it writes
     tracker: Tracker = field(default_factory=NullTracker)  # only rank 0 has a real one; it is started here
     provenance: Mapping[str, Any] = field(default_factory=dict)  # of the driver
-    place: Place | None = None  # this machine; of several ranks on it one says it
+    place: Place | None = None  # this machine; None: it is not recorded
     progress: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
     validated: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None  # called by rank 0
     signal: Callable[[], Signal] = lambda: Signal.GO_ON
@@ -163,7 +163,7 @@ def _begin(around: Surroundings, start: Start, best: Best, same_split: bool) -> 
 def _nodes(around: Surroundings) -> tuple[Place, ...]:
     """Every machine that a rank is on; all ranks ask at once."""
     said = "" if around.place is None else json.dumps(asdict(around.place))
-    return tuple(Place(**json.loads(line)) for line in around.comm.gather_lines(said, around.device))
+    return machines(Place(**json.loads(line)) for line in around.comm.gather_lines(said, around.device))
 
 
 def _gap(tracker: Tracker, recorded: Container[int], start: int) -> str:

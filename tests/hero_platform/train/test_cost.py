@@ -17,7 +17,7 @@ from hero_platform.train.cost import keep_cost
 from hero_platform.train.records import Start, note_start
 from jobs.recipes.synthetic import pretrain_synthetic
 
-SPOT, OWNED = Place("a", "p4d.24xlarge", "spot", ranks=8), Place("b", "p4d.24xlarge", ranks=8)
+SPOT, OWNED = Place("a", "a", "p4d.24xlarge", "spot", ranks=8), Place("b", "b", "p4d.24xlarge", ranks=8)
 
 
 @pytest.fixture(scope="module")

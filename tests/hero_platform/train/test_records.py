@@ -46,7 +46,10 @@ def test_seeds_of_the_weights_are_seeds_too(config: RunConfig, hero_home):
 def test_a_run_is_tagged_with_its_data_its_code_and_its_machines(config: RunConfig):
     store = StoreRef("synthetic", "somewhere", digest="d" * 64, annotations="a" * 64)
     made = {"git": {"commit": "c0ffee", "diff": "+x"}, "packages": ["a==1"]}
-    nodes = [Place("a", "g5.2xlarge", "spot", "us-east-1"), Place("b", "g5.2xlarge", "on-demand", "us-east-1")]
+    nodes = [
+        Place("a", "a", "g5.2xlarge", "spot", "us-east-1"),
+        Place("b", "b", "g5.2xlarge", "on-demand", "us-east-1"),
+    ]
     run = replace(config, stores=(store,))
     tags = run_info(run, resume_step=0, same_split=True, provenance=made, nodes=nodes).tags
     assert tags["store.synthetic"] == store.digest and tags["annotations.synthetic"] == store.annotations
@@ -64,7 +67,7 @@ def test_what_a_damaged_file_says_of_a_start_is_not_known(tmp_path, caplog):
 
 
 def test_a_start_keeps_its_machines_and_older_notes_have_none(config: RunConfig, tmp_path):
-    nodes = (Place("a", "g5.2xlarge", "spot", "us-east-1", ranks=2), Place("b", share=0.25))
+    nodes = (Place("a", "a", "g5.2xlarge", "spot", "us-east-1", ranks=2), Place("b", share=0.25))
     note_start(str(tmp_path), Start(0, 0, 3, 1, "cpu", config, nodes=nodes), {})
     note_start(str(tmp_path), Start(5, 0, 3, 1, "cpu", config, nodes=nodes[:1]), {})
     older = tmp_path / "starts" / "0000.json"
