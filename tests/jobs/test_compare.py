@@ -110,7 +110,7 @@ def test_other_tasks_are_one_row_and_initial_weights_are_data(runs: Path, compar
 
 
 def test_code_packages_and_machine(runs: Path, compared):
-    log = ["git", "-C", str(Path(__file__).parent), "log", "-2", "--format=%H", "--", "."]
+    log = ["git", "-C", str(Path(__file__).parent), "log", "-1", "--no-merges", "--format=%H %P", "--", "."]
     commits = subprocess.run(log, capture_output=True, text=True).stdout.split()
     if len(commits) < 2:
         pytest.skip("this checkout has no history")

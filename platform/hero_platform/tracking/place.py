@@ -44,7 +44,15 @@ def here(node: str = "", share: float = 1.0) -> Place:
         node: its id in a Ray cluster.
         share: the part of it that this rank is charged for.
     """
-    return replace(Place(socket.gethostname(), node, share=share), **said())
+    own = said()
+    return Place(
+        socket.gethostname(),
+        node,
+        instance_type=own.get("instance_type", ""),
+        market=own.get("market", ""),
+        region=own.get("region", ""),
+        share=share,
+    )
 
 
 def machines(ranks: Iterable[Place]) -> tuple[Place, ...]:
