@@ -154,3 +154,19 @@ def test_the_shard_cache_gets_most_of_the_disk(aws_file):
     said = int(subprocess.run(["bash", "-c", f"echo {term}"], capture_output=True, text=True, check=True).stdout)
     free = os.statvfs(Path.home())
     assert said == pytest.approx(0.8 * free.f_bavail * free.f_frsize, rel=0.05)
+
+
+def test_a_worker_knows_what_it_is(aws_file, tmp_path):
+    """The start command itself, with stand-ins for the machine's answers and for Ray."""
+    answers = 'case "$*" in *life-cycle) echo spot;; *instance-type) echo g5.12xlarge;; *region) echo us-west-2;; esac'
+    for name, text in (("curl", answers), ("ray", "env")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    command = aws_file["worker_start_ray_commands"][-1]
+    said = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=True).stdout
+    for line in (
+        "HERO_INSTANCE_TYPE=g5.12xlarge", "HERO_MARKET=spot", "HERO_REGION=us-west-2", "RAY_NODE_MARKET_TYPE=spot",
+        "RAY_AUTH_MODE=token",
+    ):  # fmt: skip
+        assert line in said.splitlines()
