@@ -11,6 +11,7 @@ import re
 import socket
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 VARIABLES = {"instance_type": "HERO_INSTANCE_TYPE", "market": "HERO_MARKET", "region": "HERO_REGION"}
 TAGS = {"instance_type": "hero.instance_types", "market": "hero.market", "region": "hero.region"}
@@ -44,7 +45,8 @@ def here(node: str = "", share: float = 1.0) -> Place:
         node: its id in a Ray cluster.
         share: the part of it that this rank is charged for.
     """
-    return replace(Place(socket.gethostname(), node, share=share), **said())
+    facts: dict[str, Any] = said()
+    return Place(socket.gethostname(), node, **facts, share=share)
 
 
 def machines(ranks: Iterable[Place]) -> tuple[Place, ...]:
