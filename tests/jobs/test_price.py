@@ -24,15 +24,15 @@ RATES = {"g5.2xlarge": {"on-demand": 3600.0, "spot": 36.0}}  # a second of a mac
 
 @pytest.fixture
 def tracked(short_run: Callable[..., list[str]], hero_home: Path, tracking_database: Path) -> Callable[..., None]:
-    """Trains a run to a step with MLflow, on a machine that says its market, if it says any."""
+    """Trains a run to a step, on a machine that says its market, if it says any."""
 
-    def run(name: str, steps: int, market: str = "") -> None:
+    def run(name: str, steps: int, market: str = "", kind: str = "mlflow") -> None:
         with pytest.MonkeyPatch.context() as patch:
             if market:
                 patch.setenv("HERO_INSTANCE_TYPE", "g5.2xlarge")
                 patch.setenv("HERO_MARKET", market)
                 patch.setenv("HERO_REGION", "us-east-1")
-            more = ["--tracking.kind", "mlflow", "--tracking.log-every", "1", "--scale.threads-per-worker", "2"]
+            more = ["--tracking.kind", kind, "--tracking.log-every", "1", "--scale.threads-per-worker", "2"]
             assert train.main(short_run(name, *more, "--steps", str(steps))) == 0
 
     return run
@@ -131,8 +131,8 @@ def test_a_damaged_table_stands_in_the_way_of_no_run(tracked, hero_home: Path, c
 
 
 def test_compare_says_where_runs_ran(tracked, hero_home: Path, tmp_path: Path, capsys):
-    tracked("spot", 2, "spot")
-    tracked("owned", 2)
+    tracked("spot", 2, "spot", kind="none")
+    tracked("owned", 2, kind="none")
     file = tmp_path / "compared.json"
     assert compare.main(["spot", "owned", "--json", str(file)]) == 0
     rows = json.loads(file.read_text())["rows"]
