@@ -87,7 +87,7 @@ def main() -> int:
     """Check the settings, serve until a signal; returns the exit code."""
     try:
         environment = settings(os.environ)
-        for package in ("mlflow", "psycopg2", "flask_wtf"):
+        for package in ("mlflow", "psycopg", "flask_wtf"):
             if importlib.util.find_spec(package) is None:
                 raise ValueError(f"{package} is not installed: pip install -c constraints.txt '.[mlflow-server]'")
     except ValueError as error:

@@ -44,6 +44,28 @@ def test_life_of_a_run(tracker, status, tmp_path):
     assert tracker.alarms == []
 
 
+@pytest.mark.parametrize(
+    "path", ["../x.txt", "/x.txt", "a/../../x.txt", "a//x", "", "..", "a\\b", "a\nb", "a\x00b", "n" * 256]
+)
+def test_nothing_is_kept_outside_the_run(tracker, path, tmp_path, hero_home):
+    from matplotlib.figure import Figure
+
+    if isinstance(tracker, NullTracker):
+        return
+    (tmp_path / "note.txt").write_text("n")
+    tracker.start(_info())
+    before = {str(found) for found in hero_home.rglob("*")}
+    with pytest.raises(ValueError, match="is no path inside a run"):
+        tracker.log_text("text", path)
+    with pytest.raises(ValueError, match="is no path inside a run"):
+        tracker.log_figure(Figure(), path)
+    if path:  # no folder: the run's own
+        with pytest.raises(ValueError, match="is no path inside a run"):
+            tracker.log_artifact(str(tmp_path / "note.txt"), path)
+    assert {str(found) for found in hero_home.rglob("*")} - before <= {f"{hero_home}/runs/r/tracking.json"}
+    tracker.abandon()
+
+
 def test_finish_without_start_is_harmless(tracker):
     tracker.finish("FAILED")
     tracker.abandon()

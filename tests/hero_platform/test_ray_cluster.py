@@ -1,8 +1,42 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from hero_platform.ray_cluster import cluster, joined
+from hero_platform.ray_cluster import _keep_token_private, cluster, joined
+
+
+@pytest.fixture
+def token_file(tmp_path: Path, monkeypatch) -> Path:
+    """Of a user who has none yet."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path / ".ray" / "auth_token"
+
+
+def test_a_token_is_made_for_this_user_alone_and_stays(token_file: Path):
+    _keep_token_private()
+    made = token_file.read_text()
+    assert len(made) == 64 and token_file.stat().st_mode & 0o777 == 0o600
+    _keep_token_private()
+    assert token_file.read_text() == made and [path.name for path in token_file.parent.iterdir()] == ["auth_token"]
+
+
+def test_a_token_that_others_may_read_is_closed(token_file: Path):
+    token_file.parent.mkdir()
+    token_file.write_text("mine")
+    token_file.chmod(0o644)
+    _keep_token_private()
+    assert token_file.stat().st_mode & 0o777 == 0o600 and token_file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
+def test_no_token_is_made_where_one_is_given(token_file: Path, name: str, monkeypatch):
+    monkeypatch.setenv(name, "given")
+    _keep_token_private()
+    assert not token_file.exists()
 
 
 @pytest.mark.ray

@@ -61,7 +61,7 @@ def _program(name: str) -> str:
 @pytest.fixture(scope="module")
 def databases() -> Iterator[str]:
     """PostgreSQL with the empty databases `mlflow` and `mlflow_auth`: an address without the name of the database."""
-    psycopg2 = pytest.importorskip("psycopg2", reason="the extra mlflow-server is not installed")
+    psycopg = pytest.importorskip("psycopg", reason="the extra mlflow-server is not installed")
     initdb, postgres = _program("initdb"), _program("postgres")
     folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # under pytest's own nobody but root may look
     another: list[str] = []
@@ -85,9 +85,9 @@ def databases() -> Iterator[str]:
         give_up = time.monotonic() + 60
         while True:
             try:
-                connection = psycopg2.connect(f"{address}/postgres")
+                connection = psycopg.connect(f"{address}/postgres")
                 break
-            except psycopg2.OperationalError:
+            except psycopg.OperationalError:
                 assert process.poll() is None and time.monotonic() < give_up, (folder / "log").read_text()
                 time.sleep(0.2)
         connection.autocommit = True

@@ -148,7 +148,7 @@ class MemoryTracker:
 
     def log_figure(self, figure: Figure, path: str) -> None:
         """Keep the rendered figure."""
-        self.artifacts[artifact_path(path)] = render(figure, path)
+        self.artifacts[path] = render(figure, artifact_path(path))
 
     def log_artifact(self, source: str, folder: str = "") -> None:
         """Keep the bytes of a file, or of every file in a folder."""

@@ -74,7 +74,7 @@ class JournalTracker:
 
     def log_figure(self, figure: Figure, path: str) -> None:
         """Write `artifacts/<path>`."""
-        self._write(path, render(figure, path))
+        self._write(path, render(figure, artifact_path(path)))
 
     def log_artifact(self, source: str, folder: str = "") -> None:
         """Copy a file or a folder under `artifacts/<folder>`."""

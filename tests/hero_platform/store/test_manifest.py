@@ -6,14 +6,14 @@ from hero_platform import files
 from hero_platform.store.manifest import MANIFEST, PLAN, Manifest
 from hero_platform.store.shard import ShardInfo
 
-SHARD = ShardInfo("shards/00000.arrow", "ab", 100, 2, 20, 6, 50, record={"pid": 1})
+SHARD = ShardInfo("shards/00000.arrow", "ab" * 32, 100, 2, 20, 6, 50, record={"pid": 1})
 MADE = Manifest(
     corpus="tv",
     feature_set="f",
     frame_dim=4,
     dtype="float16",
     tokenizer={"kind": "ids"},
-    shards=(SHARD, replace(SHARD, name="shards/00001.arrow", sha256="cd")),
+    shards=(SHARD, replace(SHARD, name="shards/00001.arrow", sha256="cd" * 32)),
     index_sha256="ef",
     rejects_sha256="01",
     num_rejects=1,
@@ -60,6 +60,15 @@ def test_digest_covers_the_content(change):
 def test_a_broken_manifest_is_one_clear_error(tmp_path, content):
     (tmp_path / MANIFEST).write_text(content)
     with pytest.raises(ValueError, match=r"manifest\.json"):
+        Manifest.read(str(tmp_path))
+
+
+@pytest.mark.parametrize("change", [{"name": "../../x.arrow"}, {"name": "/etc/x"}, {"name": 1}, {"sha256": "../../x"}])
+def test_a_shard_leads_nowhere_else(tmp_path, change):
+    """Its name and digest become parts of paths: of the store, and of the cache of shards."""
+    shards = (replace(MADE.shards[0], **change), *MADE.shards[1:])
+    replace(MADE, shards=shards).write(str(tmp_path))  # whoever makes one up gives it the right digest too
+    with pytest.raises(ValueError, match="is not a store's manifest"):
         Manifest.read(str(tmp_path))
 
 
