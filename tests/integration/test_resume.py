@@ -11,8 +11,6 @@ import pytest
 from hero_platform import files
 from hero_platform.train import snapshot
 
-pytestmark = pytest.mark.slow
-
 STEPS = 100
 SETTINGS = [
     *("--steps", str(STEPS), "--checkpoint.every", "6", "--tracking.log-every", "2"),
@@ -41,6 +39,7 @@ def status_of(runs: Any, name: str) -> str:
     return str(files.read_json(runs.home / "runs" / name / "status.json")["status"])
 
 
+@pytest.mark.slow
 def test_one_process(runs, tracking_database):
     """Killed at three random steps, then interrupted with Ctrl-C, and always started again."""
     runs.train("steady", *SETTINGS, "--tracking.kind", "none")
@@ -66,6 +65,7 @@ def test_one_process(runs, tracking_database):
 
 
 @pytest.mark.ray
+@pytest.mark.chaos
 def test_workers(ray_session, runs, tracking_database):
     """A worker is killed, then the driver, then comes Ctrl-C: Ray starts workers again, the user the rest."""
     runs.train("alone", *SETTINGS, "--tracking.kind", "none")
