@@ -142,6 +142,7 @@ def assert_undisturbed(runs, name: str, steady: str) -> None:
     assert left == [] and not list(folder.glob("hung-*"))
 
 
+@pytest.mark.slow
 def test_a_few_faults(runs):
     few = [*SETTINGS, "--steps", "40"]
     runs.train("steady", *few)

@@ -141,6 +141,7 @@ def losses(runs: Runs, name: str) -> dict:
     return {key: value for key, value in runs.record(name).items() if key[1].startswith("train/")}
 
 
+@pytest.mark.cluster
 def test_a_job_runs_as_it_does_here(user: User, runs: Runs):
     """On workers of the cluster, with the code of this checkout; its name is its identity there too."""
     words = user.train("far", "--steps", "6", "--scale.num-workers", "1")

@@ -35,7 +35,7 @@ def reached(runs, name: str, number: int) -> int:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_the_driver_and_trials_are_killed_and_nothing_is_lost_or_repeated(runs):
     steady = sweep(runs, "steady")
     assert steady.wait() == 0, runs.said("steady")

@@ -77,6 +77,7 @@ def _words(store: str, *more: str) -> list[str]:
     return ["pretrain_synthetic", *fixed, "--evaluation.every", "0", *more]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_no_secret(checkout: Path, hero_home: Path, tracking_database: Path, tiny_store: str):
     """Its folder, MLflow's database and artifacts, and what it said; the change itself is kept."""
     said = _train(checkout, hero_home, _words(tiny_store, "--name", "kept"))

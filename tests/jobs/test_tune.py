@@ -66,6 +66,7 @@ def test_a_dry_run_says_what_would_be_searched(words, capsys):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_small_sweep_and_what_it_leaves(ray_session, words, hero_home: Path, tmp_path: Path, capsys):
     asha = ["--scheduler", "asha", "--factor", "2", "--concurrency", "2"]
     facts = tmp_path / "facts.json"

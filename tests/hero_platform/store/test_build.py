@@ -84,6 +84,7 @@ def test_a_shard_that_is_there_is_not_built_again(tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_workers_and_digest_do_not_depend_on_each_other(ray_two, synthetic_source, synthetic_store, tmp_path):
     first = Manifest.read(synthetic_store)
     together = rebuild(_meeting(synthetic_source, tmp_path), tmp_path / "together")

@@ -337,6 +337,7 @@ def _kill(child: subprocess.Popen) -> None:
     child.stdout.close()
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_write(tmp_path):
     """Three SIGKILLs: one with all tensors written and nothing committed, two at random times."""
     root = str(tmp_path / "checkpoints")

@@ -171,6 +171,7 @@ def test_published_accumulation_scales_every_term(splits, tiny_store, alone, kin
 
 
 @pytest.mark.parametrize("micro_batch", [0, 4])
+@pytest.mark.slow
 def test_no_step_reads_the_device(splits, tiny_store, monkeypatch, micro_batch):
     """On a device that has shapes and no data, a step that read anything back (and so waited) would raise."""
     monkeypatch.setattr(torch, "autocast", lambda *words, **more: contextlib.nullcontext())  # not for this device
