@@ -112,7 +112,7 @@ def test_the_dashboard_stays_on_the_head(aws_file):
 
 
 def test_no_secret_in_the_file():
-    from hero_platform.tracking.base import without_credentials
+    from hero_platform.credentials import without_credentials
 
     text = (ROOT / "cluster.yaml").read_text("utf-8")
     secrets = r"AKIA[0-9A-Z]{16}|aws_(access|secret)|-----BEGIN|password|(?<![\w-])[0-9a-f]{32,}(?![\w-])"
