@@ -21,7 +21,8 @@ slow: env
 chaos: env
 	$(BIN)/pytest -m chaos -s
 
-# three hosts on this machine, reached over SSH, one of which is lost; needs root, and installs what is missing
+# a job on a cluster to its result, and on three hosts of this machine, reached over SSH, of which one is lost; needs
+# root, and installs what is missing
 cluster: env
 	test -x /usr/sbin/sshd && command -v ip && command -v rsync || \
 		{ apt-get update -qq && apt-get install -y -qq openssh-server iproute2 rsync; }
