@@ -29,6 +29,8 @@ def keep_cost(tracker: Tracker, folder: str) -> None:
 
 def _keep_cost(tracker: Tracker, folder: str) -> None:
     starts, past = starts_of(folder), tracker.history(("sys/step_s", "cost/"))
+    if not starts:  # its workers never came up: nothing was spent on steps
+        return
     step_s = past.get("sys/step_s", {})
     known = [start.recorded for start in starts[1:]] + [max(step_s, default=0)]
     ends = [start.step for start in starts[1:]] + [0]  # of a start that came no further than those before it

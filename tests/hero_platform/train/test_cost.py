@@ -46,6 +46,12 @@ def test_the_cost_of_all_starts_is_known_at_the_end_of_each(config: RunConfig, t
     assert tracker.metrics["cost/gpu_hours"] == pytest.approx({3: (5 * 3.6 + 10 * 7.2) * 2 / 3600})
 
 
+def test_a_run_that_never_started_has_cost_nothing(tmp_path, caplog):
+    tracker = MemoryTracker()
+    keep_cost(tracker, str(tmp_path))
+    assert tracker.metrics == {} and caplog.text == ""
+
+
 def test_a_cost_that_cannot_be_kept_is_said_and_no_more(config: RunConfig, tmp_path, caplog):
     note_start(str(tmp_path), Start(0, 0, 1, 1, "cpu", config), {})
     keep_cost(JournalTracker(str(tmp_path)), str(tmp_path))  # one that was never started
