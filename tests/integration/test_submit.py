@@ -91,6 +91,8 @@ class User:
             [sys.executable, "-m", "jobs.submit", *words],
             cwd=ROOT, env={**self.environment, **environment}, text=True, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            # where the tests run in the background of a shell Ctrl-C is ignored, and children inherit that
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def __call__(self, *words: str, **environment: str) -> tuple[int, str, str]:
