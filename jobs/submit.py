@@ -95,7 +95,14 @@ def _asked(own: argparse.Namespace) -> tuple[Job, bool]:
     """
     from hero_platform import home
     from hero_platform.cluster.submit import Job
+    from hero_platform.credentials import without_credentials
 
+    for word in own.words:
+        if (shown := without_credentials(word)) != word:
+            raise ValueError(
+                f"{shown} was given with a credential in it, and a job's words are kept and shown on the cluster: "
+                "set it in the environment of the cluster's nodes"
+            )
     name, cpus, gpus = _KINDS[own.what](own.words)
     home.check_name("job", name)
     taken = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -105,6 +105,10 @@ def test_flags_that_do_not_go_together(capsys, words, sentence):
         (["train", "pretrain_tv", "--optim.lrr", "1"], "--optim.lrr"),
         (["train", "pretrain_tv", "--name", "../x"], "job name '../x' may only hold"),
         (["build_store", "inspect", "x"], "inspect only reads: run it here"),
+        (
+            ["tune", "finetune_tvr", "--space", "lr_and_warmup", "--storage", "postgresql://u:hidden-word@h/db"],
+            "postgresql://h/db was given with a credential in it",
+        ),
         (["--address", "ray://x", "list"], "--address ray://x: the address of a job server is http://HOST:PORT"),
         (
             ["--address", "http://127.0.0.1:1", "list"],
