@@ -84,7 +84,7 @@ def _job(own: argparse.Namespace) -> int:
     if own.what == "logs":
         print(client.get_job_logs(attempt.id), end="")
         return 0
-    return _follow(own, client, attempt)
+    return _follow(own, client, attempt)[0]
 
 
 def _asked(own: argparse.Namespace) -> tuple[Job, bool]:
@@ -204,33 +204,28 @@ def _submit(own: argparse.Namespace, client: JobSubmissionClient, job: Job) -> i
         if own.detach:
             print(f"{PROGRAM} --attach {job.name} follows it", file=sys.stderr)
             return _ended(own, found.attempt)
-        code = _follow(own, client, found.attempt)
-        if not went_with_its_node(_again(client, found.attempt)):
+        code, ended = _follow(own, client, found.attempt)
+        if ended is None or not went_with_its_node(ended):
             return code
-        print(f"{PROGRAM}: job {job.name} was lost with its machine; it is submitted again", file=sys.stderr)
+        print(f"{PROGRAM}: job {job.name} was lost with its machine", file=sys.stderr)
     return code
 
 
-def _again(client: JobSubmissionClient, attempt: Attempt) -> Attempt:
-    from hero_platform.cluster.submit import refreshed
-
-    return refreshed(client, attempt)
-
-
-def _follow(own: argparse.Namespace, client: JobSubmissionClient, attempt: Attempt) -> int:
-    """Show a job until it ends, or until Ctrl-C says what to do with it."""
+def _follow(own: argparse.Namespace, client: JobSubmissionClient, attempt: Attempt) -> tuple[int, Attempt | None]:
+    """Show a job until it ends, or until Ctrl-C says what to do with it; an exit code, and how it ended if it did."""
     from hero_platform.cluster.attach import LostConnectionError, follow
 
     try:
-        return _ended(own, follow(client, attempt))
+        ended = follow(client, attempt)
     except LostConnectionError as error:
         print(f"{PROGRAM}: {error}; `{PROGRAM} --attach {attempt.name}` follows the job again", file=sys.stderr)
-        return 1
+        return 1, None
     except KeyboardInterrupt:
         if _wants_stop():
-            return _stop(own, client, attempt)
+            return _stop(own, client, attempt), None
         print(f"\njob {attempt.name} goes on; {PROGRAM} --attach {attempt.name} follows it", file=sys.stderr)
-        return 130
+        return 130, None
+    return _ended(own, ended), ended
 
 
 def _wants_stop() -> bool:

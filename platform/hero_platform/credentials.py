@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 _SECRET = re.compile(
     r"(?:PASSWORD|PASSWD|_PWD|PASSPHRASE|SECRET|TOKEN|CREDENTIALS?|(?:ACCESS|ACCOUNT|API|PRIVATE|SECRET)_KEY)$",
@@ -25,6 +25,12 @@ def without_credentials(text: str) -> str:
     for value in sorted(_secrets(), key=len, reverse=True):  # one may hold another
         text = text.replace(value, "***")
     return _PARAMETER.sub(r"\1...", _LOGIN.sub("", text))
+
+
+def shareable(names: Iterable[str]) -> dict[str, str]:
+    """Those environment variables of these names that are set, and hold no credential: others may see them."""
+    found = {name: os.environ[name] for name in names if os.environ.get(name)}
+    return {name: value for name, value in found.items() if value == without_credentials(value)}
 
 
 def check_address(address: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hero_platform import files, home
-from hero_platform.credentials import LEAST, check_address, is_secret, without_credentials
+from hero_platform.credentials import LEAST, check_address, is_secret, shareable, without_credentials
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,11 @@ def test_an_address_with_a_credential_is_refused(address: str, monkeypatch):
 
 def test_an_at_sign_in_a_key_is_no_credential():
     check_address("s3://bucket/a@b/c:d@e")
+
+
+def test_only_addresses_without_a_credential_are_passed_on(monkeypatch):
+    monkeypatch.setenv("HERO_A", "https://tracking.example")
+    monkeypatch.setenv("HERO_B", "https://user:hidden-word@tracking.example")
+    monkeypatch.setenv("HERO_C", "")
+    monkeypatch.delenv("HERO_D", raising=False)
+    assert shareable(["HERO_A", "HERO_B", "HERO_C", "HERO_D"]) == {"HERO_A": "https://tracking.example"}

@@ -186,6 +186,20 @@ def test_a_driver_that_is_lost_is_started_again(user: User, runs: Runs):
     assert losses(runs, "lost") == losses(runs, "untouched")
 
 
+def test_what_watches_a_driver_is_lost_too(user: User, runs: Runs):
+    """As when the whole node goes: who follows the job submits it again, and its run goes on."""
+    process = user.start(*user.train("gone", "--steps", "300", "--checkpoint.every", "10"))
+    user.until_step("gone", 25, process)
+    user.driver("gone").parent().kill()
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0 and "job gone was lost with its machine" in err, out + err
+    assert "job gone submitted (attempt 2)" in err and "run gone finished at step 300, went on from step" in out
+    assert sorted(path.name for path in (user.home / "jobs" / "gone").glob("driver-*")) == [
+        "driver-1.log",
+        "driver-2.log",
+    ]
+
+
 def test_a_job_outlives_its_follower_and_is_stopped_by_name(user: User, runs: Runs):
     """Ctrl-C leaves it running; a broken connection is taken up again; a stop commits a checkpoint."""
     words = user.train("long", "--steps", "100000", "--checkpoint.every", "100000")

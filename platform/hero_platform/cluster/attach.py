@@ -7,6 +7,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, TextIO
 
+import aiohttp
+
 from hero_platform.cluster.driver import is_lost
 from hero_platform.cluster.submit import Attempt, refreshed
 from hero_platform.telemetry import duration
@@ -53,7 +55,7 @@ def follow(client: JobSubmissionClient, attempt: Attempt, out: TextIO | None = N
             silent_since = time.monotonic()
             if now.over:
                 return now
-        except (OSError, RuntimeError) as error:  # of requests, of aiohttp, of the job server
+        except (OSError, RuntimeError, aiohttp.ClientError) as error:  # RuntimeError: the job server itself
             if time.monotonic() - silent_since > GIVE_UP_S:
                 raise LostConnectionError(
                     f"the cluster has not answered for {duration(GIVE_UP_S)} ({type(error).__name__})"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hero_platform import home
 from hero_platform.cluster.package import stage
-from hero_platform.credentials import without_credentials
+from hero_platform.credentials import shareable
 from hero_platform.scratch import scratch
 from hero_platform.tracking.price import VARIABLE as PRICES
 
@@ -144,9 +144,7 @@ def _taken(last: Attempt, job: Job, again: bool) -> Submitted | None:
 
 def environment() -> dict[str, str]:
     """What a job knows of this environment: where outputs and records go, and no secret (design D11)."""
-    forwarded = {name: os.environ[name] for name in FORWARDED if os.environ.get(name)}
-    kept = {name: value for name, value in forwarded.items() if value == without_credentials(value)}
-    return {"HERO_HOME": home.root(), "PYTHONPATH": "platform", **kept}
+    return {"HERO_HOME": home.root(), "PYTHONPATH": "platform", **shareable(FORWARDED)}
 
 
 def _notes(origin: dict[str, Any]) -> tuple[str, ...]:
@@ -155,8 +153,7 @@ def _notes(origin: dict[str, Any]) -> tuple[str, ...]:
         notes.append(
             f"outputs go to {home.root()} on the cluster's machines: set HERO_HOME=s3://... unless they all share it"
         )
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if uri != without_credentials(uri):
+    if os.environ.get("MLFLOW_TRACKING_URI") and not shareable(["MLFLOW_TRACKING_URI"]):
         notes.append("MLFLOW_TRACKING_URI holds a password and stays here: set it on the cluster's nodes")
     if origin["git"].get("diff") or origin["git"].get("untracked"):
         notes.append("the code has uncommitted changes, which go along and are kept with the run")

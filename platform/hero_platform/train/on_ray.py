@@ -22,7 +22,7 @@ import torch
 
 from hero_platform import config_io, files, home
 from hero_platform.config import RunConfig
-from hero_platform.credentials import without_credentials
+from hero_platform.credentials import shareable
 from hero_platform.ray_cluster import cluster, share_of_machine
 from hero_platform.scratch import scratch
 from hero_platform.telemetry import Progress
@@ -320,9 +320,7 @@ def _cause_of(failures: Mapping[int, Exception]) -> str:
 
 def worker_environment() -> dict[str, str]:
     """Variables a worker needs and Ray does not forward. No secrets: those come from the node's own environment."""
-    names = ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", PRICES)
-    forwarded = {name: os.environ[name] for name in names if name in os.environ}
-    forwarded = {name: value for name, value in forwarded.items() if value == without_credentials(value)}
+    forwarded = shareable(("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", PRICES))
     # not the cluster's own, which goes with it: stacks of a rank that hung may lie there
     return {"HERO_HOME": home.root(), "RAY_CHDIR_TO_TRIAL_DIR": "0", "TMPDIR": tempfile.gettempdir(), **forwarded}
 
