@@ -9,13 +9,16 @@ beside it. The stream of videos and masks is the same in every run, so a step is
 One process (`bare`) stands against one Ray worker; two processes that `torchrun` starts, with the same step loop and
 gloo between them, against two Ray workers: what is left there is Ray, and not the exchange of gradients. Each process
 has one thread, so that two of them fit two cores; then nothing is left for Ray's own processes, which with one worker
-have a core for themselves. Orders alternate from round to round. How long a killed run stands still is told by
-benchmarks/restart.py, how long checkpoints hold training up by benchmarks/checkpoint.py.
+have a core for themselves. Orders alternate from round to round. On a shared machine wall times waver by more than what
+is looked for: so the processor time of the training processes is beside them, and that of all others under the
+command. How long a killed run stands still is told by benchmarks/restart.py, how long checkpoints hold training up by
+benchmarks/checkpoint.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -28,12 +31,14 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 
 from benchmarks.checkpoint import tv_store
 from benchmarks.results import record
 from hero_platform.tracking.journal import FILE, read
 
 WARM_UP = 5  # steps at the start that do not count
+LOOK_EVERY_S = 0.5  # at the processor time of a run's processes
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 MODULE = ("-m", "benchmarks.orchestration", "--rank")
 ARMS = {  # how python is called, and what is added to the run's words
@@ -56,6 +61,8 @@ class Timed(NamedTuple):
     """One run, in seconds."""
 
     steps: np.ndarray  # of each step behind the warm-up
+    cpu: float  # processor time a step of the processes that train
+    others: float  # processor time per second of all others of the command: those of Ray
     start_up: float  # from the command to the beginning of the first step
     first_step: float  # from the command to the end of the first step
     end: float  # from the end of the last step to the end of the command: its checkpoint, and taking everything down
@@ -77,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     runs: dict[str, list[Timed]] = {arm: [] for arm in own.arms}
     with tempfile.TemporaryDirectory(prefix="hero-orchestration-") as folder, tv_store(None, 4 * own.batch) as store:
+        if any("MLflow" in arm for arm in own.arms):
+            _run(Path(folder), store, "bare, MLflow", -1, own)  # makes the database
         for number in range(own.rounds):
             for arm in own.arms if number % 2 == 0 else own.arms[::-1]:
                 runs[arm].append(_run(Path(folder), store, arm, number, own))
@@ -88,8 +97,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"step {'; '.join(f'{arm} {_ms([median(run.steps) for run in done])}' for arm, done in runs.items())}; "
         + "; ".join(
             f"{pair['arm']} above {pair['base']} {_percent(pair['rounds'])}, of the fastest of each step"
-            f" {100 * pair['fastest']:+.1f} % ({1000 * pair['fastest_s']:+.2f} ms)"
+            f" {100 * pair['fastest']:+.1f} % ({1000 * pair['fastest_s']:+.2f} ms), processor time a step"
+            f" {_percent(pair['cpu'])}"
             for pair in compared
+        )
+        + "".join(
+            f"; beside {arm} other processes took {_percent([run.others for run in done])} of a core"
+            for arm, done in runs.items()
+            if "ray" in arm
         )
         + f" (median, min-max of {own.rounds} runs; of the ratios of the same steps)",
     )
@@ -118,18 +133,54 @@ def _run(home: Path, store: str, arm: str, number: int, own: argparse.Namespace)
     words += ["--scale.threads-per-worker", "1", *(() if "--tracking.kind" in added else ("--tracking.kind", "none"))]
     environment = {**os.environ, "HERO_HOME": str(home)}
     log = home / f"{name}.log"
-    began = time.time()
+    seen = []
     with log.open("w") as stream:
         command = [sys.executable, *python, *words, *added]
-        done = subprocess.run(command, env=environment, stdout=stream, stderr=subprocess.STDOUT, check=False)
-    ended = time.time()
-    if done.returncode:
+        began = time.time()
+        running = psutil.Popen(command, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+        while running.poll() is None:
+            seen.append((time.time(), *_processor_s(running)))
+            with contextlib.suppress(psutil.TimeoutExpired):
+                running.wait(LOOK_EVERY_S)
+        ended = time.time()
+    if running.returncode:
         raise SystemExit(f"{arm} failed:\n{log.read_text()[-2000:]}")
     lines = [line for line in read(str(home / "runs" / name / FILE)) if "sys/step_s" in line.metrics]
     assert [line.step for line in lines] == list(range(1, own.steps + 1))
     at = np.array([line.t_ms for line in lines]) / 1000
     start_up = at[0] - began - lines[0].metrics["sys/step_s"]
-    return Timed(np.diff(at)[WARM_UP - 1 :], float(start_up), float(at[0] - began), float(ended - at[-1]))
+    cpu, others = _rates(np.array(seen), at)
+    return Timed(np.diff(at)[WARM_UP - 1 :], cpu, others, float(start_up), float(at[0] - began), float(ended - at[-1]))
+
+
+def _processor_s(root: psutil.Popen) -> tuple[float, float]:
+    """Processor seconds so far of the processes that train, and of all others of a command."""
+    trains, others = 0.0, 0.0
+    with contextlib.suppress(psutil.Error):
+        below = root.children(recursive=True)
+        workers = [process for process in below if "RayTrainWorker" in (words := _words(process)) or "--rank" in words]
+        for process in (root, *below):
+            with contextlib.suppress(psutil.Error):
+                spent = process.cpu_times()
+                if process in (workers or [root]):
+                    trains += spent.user + spent.system
+                else:
+                    others += spent.user + spent.system
+    return trains, others
+
+
+def _words(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def _rates(seen: np.ndarray, at: np.ndarray) -> tuple[float, float]:
+    """Processor seconds a step of what trains, and per second of the others, between two looks behind the warm-up."""
+    inside = seen[(seen[:, 0] > at[WARM_UP - 1]) & (seen[:, 0] < at[-1])]
+    (first, trained, other), (last, trained_then, other_then) = inside[0], inside[-1]
+    steps = np.interp([first, last], at, np.arange(len(at)))
+    return float((trained_then - trained) / np.diff(steps)[0]), float((other_then - other) / (last - first))
 
 
 def _rank(words: list[str]) -> None:
@@ -159,11 +210,13 @@ def _rank(words: list[str]) -> None:
 def _compare(runs: dict[str, list[Timed]], arm: str, base: str) -> dict[str, Any]:
     """How much longer the same steps take: the median ratio of each round, and of the fastest time of each step."""
     rounds = [float(np.median(one.steps / other.steps)) - 1 for one, other in zip(runs[arm], runs[base], strict=True)]
+    cpu = [one.cpu / other.cpu - 1 for one, other in zip(runs[arm], runs[base], strict=True)]
     fastest, least = (np.min([run.steps for run in runs[name]], axis=0) for name in (arm, base))
     return {
         "arm": arm,
         "base": base,
         "rounds": rounds,
+        "cpu": cpu,
         "fastest": float(np.median(fastest / least)) - 1,
         "fastest_s": float(np.median(fastest - least)),
     }

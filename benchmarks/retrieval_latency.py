@@ -237,7 +237,7 @@ def _dense(num_videos: int, own: argparse.Namespace) -> dict[str, Any]:
         dense.find(query_QD, sort=sort)
         result[f"{name}_queries_per_s"] = DENSE_QUERIES / (time.perf_counter() - began)
     alone = []
-    for query in _spread(DENSE_QUERIES, min(own.singles, DENSE_QUERIES)):
+    for query in _spread(DENSE_QUERIES, min(own.singles, 20)):
         began = time.perf_counter()
         dense.find(query_QD[[query]], sort=True)
         alone.append(time.perf_counter() - began)
