@@ -5,7 +5,8 @@ python -m benchmarks.checkpoint [--device cpu|cuda] [--threads 0] [--batch 32] [
 Three views of the stall: what the trainer tells (`sys/checkpoint_stall_s`, as a distribution), what the one step behind
 a checkpoint takes longer than a step of a run without any, and what all steps of the first half of an interval, in
 which the checkpoint is copied and written, take longer than those of its second half, summed: also what writing costs
-them. Two runs of the same kind differ too: by how much stands beside it. `--store` names a store where none can be built (that needs Ray).
+them. Two runs of the same kind differ too: by how much stands beside it. `--store` names a store where none can be
+built (that needs Ray).
 """
 
 from __future__ import annotations
