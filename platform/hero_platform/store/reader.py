@@ -6,8 +6,8 @@ Legend: B videos, S segments, F frames of all videos, T tokens, K frames that be
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from hero_model.config import TextIds
 from hero_model.packed.batch import VideoRows
-from hero_platform import files
+from hero_platform import files, transfer
 from hero_platform.store.annotations import table_entries
 from hero_platform.store.cache import ShardCache
 from hero_platform.store.manifest import ANNOTATIONS, INDEX, REJECTS, Manifest
@@ -124,9 +124,9 @@ class FeatureStore:
         self.root = root
         self.manifest = manifest
         self.index = index
-        self._cache = cache
+        self.cache = cache  # None: the shards are files here
         self._split_rows, self._splits_sha256 = read_split_rows(root, lambda: index.row_of)
-        self._open: OrderedDict[int, _Shard] = OrderedDict()
+        self._open: dict[int, _Shard] = {}
         self._lock = threading.Lock()
         self._intact = np.zeros(len(index), dtype=bool)  # rows that were compared with their checksum
 
@@ -194,11 +194,7 @@ class FeatureStore:
             ValueError: a shard is damaged; the message names the file and the row.
         """
         wanted = np.asarray(indices, dtype=np.int64)
-        shards = {int(number): self._shard(int(number)) for number in np.unique(self.index.shards[wanted])}
-        parts = [
-            _cut(shards[number], row)
-            for number, row in zip(self.index.shards[wanted].tolist(), self.index.rows[wanted].tolist(), strict=True)
-        ]
+        parts = self._parts(wanted) if self.fits else self._copied_parts(wanted)
         for row, part in zip(wanted.tolist(), parts, strict=True):
             self._check(row, part)
         columns = [list(column) for column in zip(*parts, strict=True)] if parts else [[] for _ in range(6)]
@@ -280,11 +276,40 @@ class FeatureStore:
             batch_format="pyarrow",
         )
 
-    def shard_path(self, number: int) -> str:
-        """Local path of a shard's file, fetched through the cache when the store is on S3."""
+    @cached_property
+    def fits(self) -> bool:
+        """Whether all shards can be on this machine at once."""
+        return self.cache is None or self.manifest.total("num_bytes") <= self.cache.max_bytes
+
+    def fetch(self, number: int) -> None:
+        """Bring a shard into the cache, for a later read; raises what that would."""
+        if self.cache is not None:
+            self.cache.fetch(*self._place(number))
+
+    def _place(self, number: int) -> tuple[str, str, int]:
+        """URL, digest and bytes of a shard."""
         shard = self.manifest.shards[number]
-        path = files.join(self.root, shard.name)
-        return path if self._cache is None else str(self._cache.fetch(path, shard.sha256, shard.num_bytes))
+        return files.join(self.root, shard.name), shard.sha256, shard.num_bytes
+
+    def _parts(self, wanted: np.ndarray) -> list[tuple[Any, ...]]:
+        """Views of rows in mapped shards."""
+        shards = {int(number): self._shard(int(number)) for number in np.unique(self.index.shards[wanted])}
+        return [
+            _cut(shards[number], row)
+            for number, row in zip(self.index.shards[wanted].tolist(), self.index.rows[wanted].tolist(), strict=True)
+        ]
+
+    def _copied_parts(self, wanted: np.ndarray) -> list[tuple[Any, ...]]:
+        """Copies of rows, shard after shard: a cache that is too small for the store needs the room of each again."""
+        assert self.cache is not None
+        parts: dict[int, tuple[Any, ...]] = {}
+        numbers = self.index.shards[wanted]
+        for number in np.unique(numbers).tolist():
+            with self.cache.opened(*self._place(number)) as path:
+                shard = _Shard.open(str(path))
+                for place in np.flatnonzero(numbers == number).tolist():
+                    parts[place] = tuple(np.array(part) for part in _cut(shard, self.index.rows[wanted[place]]))
+        return [parts[place] for place in range(len(wanted))]
 
     def _check(self, row: int, part: tuple[Any, ...]) -> None:
         """Compare a row with its checksum when it is read for the first time."""
@@ -299,15 +324,32 @@ class FeatureStore:
         self._intact[row] = True
 
     def _shard(self, number: int) -> _Shard:
-        """Views of a shard, opened on first use; behind a cache no more stay open than the cache may hold."""
+        """Views of a shard, opened on first use, and again when the cache had to give it up."""
         with self._lock:
-            if number not in self._open:
-                self._open[number] = _Shard.open(self.shard_path(number))
-            self._open.move_to_end(number)
-            if self._cache is not None:
-                while sum(self.manifest.shards[n].num_bytes for n in self._open) > self._cache.max_bytes:
-                    self._open.popitem(last=False)
-            return self._open[number]
+            shard = self._open.get(number)
+        if shard is not None and (self.cache is None or self._still_there(number)):
+            return shard
+        url, sha256, num_bytes = self._place(number)
+        if self.cache is None:
+            shard = _Shard.open(url)
+        else:
+            with self.cache.opened(url, sha256, num_bytes) as path:
+                shard = _Shard.open(str(path))
+        with self._lock:
+            self._open[number] = shard
+        return shard
+
+    def _still_there(self, number: int) -> bool:
+        """Whether the cache still has an open shard, which is used now; else its mapping is dropped."""
+        assert self.cache is not None
+        try:
+            os.utime(self.cache.path_of(self.manifest.shards[number].sha256))
+        except FileNotFoundError:
+            with self._lock:
+                self._open.pop(number, None)
+            return False
+        transfer.TOTAL.add(hits=1)
+        return True
 
 
 def _cut(shard: _Shard, row: int) -> tuple[Any, ...]:
