@@ -38,7 +38,11 @@ class Traffic:
 
     def since(self, before: Traffic) -> Traffic:
         """What came after `before`, a copy of this."""
-        return Traffic(**{name: count - getattr(before, name) for name, count in asdict(self).items()})
+        return Traffic(**{name: count - getattr(before, name) for name, count in self.as_dict().items()})
+
+    def as_dict(self) -> dict[str, int]:
+        """For `--json`."""
+        return asdict(self)
 
     def metrics(self) -> dict[str, float]:
         """As metrics of a run; those of its workers add up."""
