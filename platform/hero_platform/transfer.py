@@ -59,17 +59,19 @@ class Traffic:
 
 
 TOTAL = Traffic()  # of this process
-_COUNTING = threading.Lock()
+_COUNTING, _WATCHING = threading.Lock(), threading.Lock()  # two: connecting waits for the thread that counts
 _WATCHED: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def watch(fs: Any) -> None:
     """Count what an S3 file system asks for from now on; others, such as memory in tests, are not counted."""
-    if not _is_s3(fs) or fs.s3 in _WATCHED:
+    if not _is_s3(fs):
         return
-    _WATCHED.add(fs.s3)
-    fs.s3.meta.events.register("before-send.s3", _sent)
-    fs.s3.meta.events.register("response-received.s3.GetObject", _received)
+    with _WATCHING:
+        if fs.s3 not in _WATCHED:
+            _WATCHED.add(fs.s3)
+            fs.s3.meta.events.register("before-send.s3", _sent)
+            fs.s3.meta.events.register("response-received.s3.GetObject", _received)
 
 
 def _sent(request: Any, **_: Any) -> None:
@@ -87,16 +89,17 @@ def _is_s3(fs: Any) -> bool:
 
 
 @cache
-def _readers() -> ThreadPoolExecutor:
+def _readers(pid: int) -> ThreadPoolExecutor:
+    """The threads that read for a process; a forked one has none of its parent's."""
     return ThreadPoolExecutor(PARALLEL, thread_name_prefix="s3-read")
 
 
 def parts(fs: Any, inner: str, num_bytes: int) -> Iterator[bytes]:
     """The first `num_bytes` of an object, in order, read ahead by ranges; at most `PARALLEL` parts are in memory."""
-    starts = iter(range(0, num_bytes, READ_PART))
+    starts, readers = iter(range(0, num_bytes, READ_PART)), _readers(os.getpid())
 
     def ask(start: int) -> Future[bytes]:
-        return _readers().submit(fs.cat_file, inner, start=start, end=min(start + READ_PART, num_bytes))
+        return readers.submit(fs.cat_file, inner, start=start, end=min(start + READ_PART, num_bytes))
 
     asked = deque(map(ask, islice(starts, PARALLEL)))
     try:
