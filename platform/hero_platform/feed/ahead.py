@@ -39,7 +39,7 @@ class ReadAhead:
     @classmethod
     def of(cls, feed: Feed, start: int, stop: int) -> ReadAhead | None:
         """Read ahead for a feed; None where all of it lies on this machine."""
-        return cls(feed, start, stop) if any(store.cache is not None for store, _ in feed.all_shards()) else None
+        return cls(feed.again(), start, stop) if feed.is_remote else None
 
     @property
     def warnings(self) -> list[str]:

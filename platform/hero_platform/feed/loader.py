@@ -139,6 +139,11 @@ class Feed:
         number = self.mixture.entry(step)
         return number, self._orders[number].batch(self.mixture.ordinal(step), self._config.batch)
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether any of it is read through a shard cache."""
+        return any(reader.store.cache is not None for reader in self._readers)
+
     def shards(self, step: int) -> list[tuple[FeatureStore, int]]:
         """Store and number of each shard that this rank reads in a step; none of them is touched."""
         number, positions = self._positions(step)

@@ -50,8 +50,9 @@ class ShardCache:
         A process opens one at a time: it would wait for room that it holds itself.
 
         Raises:
-            ValueError: the file does not have this digest, twice, or is larger than the whole cache.
-            OSError: the disk is full, or others kept the whole cache in use for `ROOM_TIMEOUT_S`.
+            ValueError: the file does not have this digest, twice; it is larger than the whole cache; others kept all of
+                that in use for `ROOM_TIMEOUT_S`.
+            OSError: the disk is full, or S3 does not give it.
         """
         if num_bytes > self.max_bytes:
             raise ValueError(
@@ -140,8 +141,7 @@ class ShardCache:
                         ) from error
                     continue
             if time.monotonic() > give_up:
-                raise OSError(
-                    errno.EAGAIN,
+                raise ValueError(
                     f"the shard cache {self.folder} holds {self.max_bytes} bytes, and others use all of them: "
                     "set HERO_CACHE_BYTES to more",
                 )

@@ -131,7 +131,7 @@ def _train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
         )
         writer.prepare(module.state_dict(), optim.export_state(optimizer).tensors)
     feed = Feed(config, stores, around.comm.rank, around.comm.world)
-    ahead = ReadAhead.of(feed.again(), start, config.steps)
+    ahead = ReadAhead.of(feed, start, config.steps)
     if ahead is not None and around.comm.rank == 0:
         for line in ahead.warnings:
             logger.warning("%s", line)

@@ -3,11 +3,16 @@ import time
 
 import pytest
 
+from hero_model.config import debug
+from hero_model.tasks import MomentRetrieval, Vsm
 from hero_platform import files
+from hero_platform.config import Entry, RunConfig, StoreRef
 from hero_platform.feed import ahead as ahead_module
 from hero_platform.feed.ahead import ReadAhead
+from hero_platform.feed.loader import Feed
 from hero_platform.store.cache import ShardCache
 from hero_platform.store.reader import FeatureStore
+from hero_platform.train.resolve import resolve
 
 
 class Walk:
@@ -66,6 +71,23 @@ def test_in_a_small_cache_it_stays_close_to_the_step_that_is_read(far, tmp_path,
     assert not any(thread.name == "s3-ahead" for thread in threading.enumerate())
 
 
-def test_a_store_on_this_machine_needs_none(tiny_store):
-    walk = Walk(FeatureStore.open(tiny_store))
-    assert ReadAhead.of(walk, 0, 9) is None  # type: ignore[arg-type]
+def test_it_walks_the_order_of_the_feed_and_a_store_on_this_machine_needs_none(tiny_store, far, tmp_path, monkeypatch):
+    """What the shards of a step are: those of the rows that the feed reads in it."""
+    store = FeatureStore.open(far, ShardCache(tmp_path))
+    config = RunConfig(
+        recipe="feed", mixture=(Entry(Vsm(), "synthetic"), Entry(MomentRetrieval(), "synthetic")),
+        stores=(StoreRef("synthetic", tiny_store),), model=debug(), batch=4, pool=4, nce_pool=2,
+    )  # fmt: skip
+    config = resolve(config)
+    here = Feed(config, {"synthetic": FeatureStore.open(tiny_store)}, 0, 2)
+    there = Feed(config, {"synthetic": store}, 1, 2)
+    assert ReadAhead.of(here, 0, 9) is None
+    real, read = store.rows, []
+    monkeypatch.setattr(store, "rows", lambda rows: read.extend(rows.tolist()) or real(rows))
+    for step in (0, 1, 17):
+        read.clear()
+        there[step]
+        assert {number for _, number in there.shards(step)} == {int(store.index.shards[row]) for row in read}
+    ahead = ReadAhead.of(there, 0, 9)
+    assert ahead is not None
+    ahead.close()

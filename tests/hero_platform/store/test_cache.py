@@ -63,7 +63,7 @@ def test_what_is_read_stays_and_room_is_waited_for(tmp_path, remote, monkeypatch
         thread.start()
         assert not done.wait(0.3) and path.exists()
         monkeypatch.setattr(cache_module, "ROOM_TIMEOUT_S", 0.1)
-        with pytest.raises(OSError, match="holds 10 bytes, and others use all of them: set HERO_CACHE_BYTES"):
+        with pytest.raises(ValueError, match="holds 10 bytes, and others use all of them: set HERO_CACHE_BYTES"):
             cache.fetch(*remote[2], 10)
     thread.join()
     assert done.is_set() and [p.name for p in tmp_path.glob("*.*r*")] == [cache.path_of(remote[1][1]).name]
