@@ -3,9 +3,9 @@
 python -m benchmarks.s3_ingest [--videos 4000] [--batch 32] [--shard-mb 64] [--rounds 3] [--json FILE]
 
 SeaweedFS on this machine serves one store. Each way reads two epochs of random batches, each epoch another order:
-the local folder, its pages dropped before; this project's cache with and without reading ahead; fsspec's `filecache`
-(whole files) and `blockcache` (blocks of a file as they are asked for). All caches begin empty. Requests and bytes are
-those that left for the server.
+the local folder; this project's shard cache, with and without reading ahead; fsspec's `filecache`. Caches begin empty,
+and the pages of the folder and of the server's files are dropped from memory. Requests and bytes are those of the
+client, retries included.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import copy
 from pathlib import Path
 
+import fsspec
 import numpy as np
-import pyarrow as pa
 
 from benchmarks.corpus import GeneratedSource
 from benchmarks.results import record
@@ -39,8 +38,8 @@ from tests.integration.servers import seaweed
 
 URL = "s3://hero/store"
 LOCAL, OURS, DEMAND = "local disk", "shard cache", "shard cache, no reading ahead"
-FSSPEC = ("filecache", "blockcache")
-Read = Callable[[np.ndarray], object]
+FSSPEC = "fsspec filecache"
+WAYS = (LOCAL, OURS, DEMAND, FSSPEC)
 
 
 class Order:
@@ -64,63 +63,58 @@ class Order:
         return [(self.store, number) for number in range(len(self.store.manifest.shards))]
 
 
+class FsspecCache:
+    """fsspec's `filecache` in the place of `ShardCache`: the same reader maps what it has downloaded."""
+
+    max_bytes = 1 << 50
+
+    def __init__(self, place: Path) -> None:
+        self._fs = fsspec.filesystem("filecache", target_protocol="s3", cache_storage=str(place))
+        transfer.watch(self._fs.fs)
+        self._paths: dict[str, Path] = {}
+
+    @contextlib.contextmanager
+    def opened(self, url: str, sha256: str, num_bytes: int) -> Iterator[Path]:
+        """A local copy; its digest is not checked."""
+        with self._fs.open(url.removeprefix("s3://")) as file:
+            self._paths[sha256] = Path(file.name)
+        yield self._paths[sha256]
+
+    def path_of(self, sha256: str) -> Path:
+        """The same, once it is here."""
+        return self._paths[sha256]
+
+
 @contextlib.contextmanager
-def reader(way: str, local: str, batch: int, place: Path) -> Iterator[tuple[Order, Read]]:
-    """The order of a store, and what reads rows of it in one way; `place` is for what it caches."""
-    if way in FSSPEC:
-        store = FeatureStore.open(URL, ShardCache(place / "unused"))
-        yield Order(store, batch), _by_fsspec(way, store, place)
-        return
-    store = FeatureStore.open(local) if way == LOCAL else FeatureStore.open(URL, ShardCache(place / "shards"))
+def reader(way: str, local: str, batch: int, place: Path) -> Iterator[tuple[Order, FeatureStore]]:
+    """A store and its order, to be read in one way; `place` is for what it caches."""
+    if way == LOCAL:
+        store = FeatureStore.open(local)
+    else:
+        store = FeatureStore.open(URL, FsspecCache(place) if way == FSSPEC else ShardCache(place))  # type: ignore[arg-type]
     order = Order(store, batch)
     ahead = ReadAhead(Order(store, batch), 0, 2 * order.steps) if way == OURS else None  # type: ignore[arg-type]
     try:
-        yield order, store.rows
+        yield order, store
     finally:
         if ahead is not None:
             ahead.close()
 
 
-def _by_fsspec(way: str, store: FeatureStore, place: Path) -> Read:
-    """Rows through a file system of fsspec that caches: Arrow reads a file of it, as it would any other."""
-    import fsspec
-
-    fs = fsspec.filesystem(way, target_protocol="s3", cache_storage=str(place / way))
-    transfer.watch(fs.fs)
-    opened: dict[int, pa.RecordBatch] = {}
-
-    def read(rows: np.ndarray) -> list[np.ndarray]:
-        frames = []
-        for number, row in zip(store.index.shards[rows].tolist(), store.index.rows[rows].tolist(), strict=True):
-            name = files.join(URL, store.manifest.shards[number].name).removeprefix("s3://")
-            if number not in opened:
-                if way == "filecache":
-                    with fs.open(name):  # downloads it whole
-                        pass
-                    opened[number] = pa.ipc.open_file(pa.memory_map(fs._check_file(name)[1])).get_batch(0)
-                else:
-                    opened[number] = pa.ipc.open_file(pa.PythonFile(fs.open(name), "r")).get_batch(0)
-            frames.append(opened[number].column("frames")[row].values.values.to_numpy())
-        return [np.concatenate(frames)]
-
-    return read
-
-
-def measure(way: str, local: str, batch: int) -> dict[str, float]:
-    """Two epochs of one way, from nothing."""
+def measure(way: str, place: Path, batch: int) -> dict[str, float]:
+    """Two epochs of one way, from nothing; `place` holds the store and the server's files."""
+    local = str(place / "store")
     with tempfile.TemporaryDirectory() as folder:
         os.sync()
-        for path in Path(local).rglob("*.arrow"):  # its pages; the server's are dropped alike
-            _drop(path)
-        for path in Path(files_of_server).rglob("*"):
+        for path in place.rglob("*"):
             if path.is_file():
                 _drop(path)
         before = copy(transfer.TOTAL)
         found: dict[str, float] = {}
-        with reader(way, local, batch, Path(folder)) as (order, read):
+        with reader(way, local, batch, Path(folder)) as (order, store):
             started = time.perf_counter()
             for step in range(2 * order.steps):
-                read(order.rows(step))
+                store.rows(order.rows(step))
                 if step == 0:
                     found["first batch s"] = time.perf_counter() - started
                 if step + 1 in (order.steps, 2 * order.steps):
@@ -139,9 +133,6 @@ def _drop(path: Path) -> None:
     os.close(handle)
 
 
-files_of_server = ""
-
-
 def main() -> None:
     """Build a store, serve it, read it in every way, in turns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -151,21 +142,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", metavar="FILE", help="every round's numbers")
     own = parser.parse_args()
-    ways = (LOCAL, OURS, DEMAND, *FSSPEC)
-    rounds: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    rounds: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder, seaweed(Path(folder)):
-        global files_of_server
-        files_of_server = str(Path(folder) / "data")
         local = str(Path(folder) / "store")
         settings = {"corpus": "generated", "feature_set": "f", "tokenizer": TokenizerSpec.ids_only(TextIds())}
         build(GeneratedSource(own.videos), local, shard_bytes=int(own.shard_mb * 1e6), **settings)
         files.copy_tree(local, URL)
         manifest = FeatureStore.open(local).manifest
         for _ in range(own.rounds):
-            for way in ways:
-                rounds[way].append(measure(way, local, own.batch))
+            for way in WAYS:
+                rounds[way].append(measure(way, Path(folder), own.batch))
                 print(way, {name: round(value, 2) for name, value in rounds[way][-1].items()}, flush=True)
-        shutil.rmtree(local)
     middle = {way: {name: statistics.median(each[name] for each in of) for name in of[0]} for way, of in rounds.items()}
     size = f"{manifest.total('num_bytes') / 1e6:,.0f} MB in {len(manifest.shards)} shards"
     record(

@@ -100,7 +100,6 @@ class ShardCache:
             os.truncate(handle, 0)  # of a dead writer
             self._reserve(handle, num_bytes, url)
             self._download(url, sha256, num_bytes, filling)
-            os.fsync(handle)
             filling.rename(local)
         except BaseException:
             filling.unlink(missing_ok=True)

@@ -69,6 +69,14 @@ class StoreIndex:
         return {key: row for row, key in enumerate(self.ids)}
 
 
+class _DamagedError(ValueError):
+    """A shard does not hold what its store says."""
+
+    def __init__(self, shard: int, text: str) -> None:
+        super().__init__(text)
+        self.shard = shard  # its number
+
+
 @dataclass(frozen=True)
 class _Shard:
     """NumPy views on one mapped shard. Offsets are per row, one more than rows, as ints: they slice faster so."""
@@ -194,9 +202,7 @@ class FeatureStore:
             ValueError: a shard is damaged; the message names the file and the row.
         """
         wanted = np.asarray(indices, dtype=np.int64)
-        parts = self._parts(wanted) if self.fits else self._copied_parts(wanted)
-        for row, part in zip(wanted.tolist(), parts, strict=True):
-            self._check(row, part)
+        parts = self._intact_parts(wanted)
         columns = [list(column) for column in zip(*parts, strict=True)] if parts else [[] for _ in range(6)]
         interval_s, frames, tokens, num_tokens, num_frames, segment_frames = columns
         dtype = np.dtype(self.manifest.dtype)
@@ -291,6 +297,23 @@ class FeatureStore:
         shard = self.manifest.shards[number]
         return files.join(self.root, shard.name), shard.sha256, shard.num_bytes
 
+    def _intact_parts(self, wanted: np.ndarray) -> list[tuple[Any, ...]]:
+        """Rows that have their checksums; a copy of S3 that a power cut left without its bytes is fetched again."""
+        fetched_again = set()
+        while True:
+            try:
+                parts = self._parts(wanted) if self.fits else self._copied_parts(wanted)
+                for row, part in zip(wanted.tolist(), parts, strict=True):
+                    self._check(row, part)
+                return parts
+            except _DamagedError as error:
+                if self.cache is None or error.shard in fetched_again:
+                    raise
+                fetched_again.add(error.shard)
+                self.cache.path_of(self.manifest.shards[error.shard].sha256).unlink(missing_ok=True)
+                with self._lock:
+                    self._open.pop(error.shard, None)
+
     def _parts(self, wanted: np.ndarray) -> list[tuple[Any, ...]]:
         """Views of rows in mapped shards."""
         shards = {int(number): self._shard(int(number)) for number in np.unique(self.index.shards[wanted])}
@@ -306,7 +329,7 @@ class FeatureStore:
         numbers = self.index.shards[wanted]
         for number in np.unique(numbers).tolist():
             with self.cache.opened(*self._place(number)) as path:
-                shard = _Shard.open(str(path))
+                shard = self._mapped(number, str(path))
                 for place in np.flatnonzero(numbers == number).tolist():
                     parts[place] = tuple(np.array(part) for part in _cut(shard, self.index.rows[wanted[place]]))
         return [parts[place] for place in range(len(wanted))]
@@ -316,12 +339,20 @@ class FeatureStore:
         if self._intact[row]:
             return
         if row_checksum(*part) != self.index.checksums[row]:
-            path = files.join(self.root, self.manifest.shards[self.index.shards[row]].name)
-            raise ValueError(
-                f"{path} is damaged in row {self.index.rows[row]} (video {self.index.ids[row]}): "
-                "`jobs.build_store inspect` checks a whole store"
+            number = int(self.index.shards[row])
+            raise _DamagedError(
+                number,
+                f"{self._place(number)[0]} is damaged in row {self.index.rows[row]} (video {self.index.ids[row]}): "
+                "`jobs.build_store inspect` checks a whole store",
             )
         self._intact[row] = True
+
+    @staticmethod
+    def _mapped(number: int, path: str) -> _Shard:
+        try:
+            return _Shard.open(path)
+        except ValueError as error:
+            raise _DamagedError(number, str(error)) from error
 
     def _shard(self, number: int) -> _Shard:
         """Views of a shard, opened on first use, and again when the cache had to give it up."""
@@ -331,10 +362,10 @@ class FeatureStore:
             return shard
         url, sha256, num_bytes = self._place(number)
         if self.cache is None:
-            shard = _Shard.open(url)
+            shard = self._mapped(number, url)
         else:
             with self.cache.opened(url, sha256, num_bytes) as path:
-                shard = _Shard.open(str(path))
+                shard = self._mapped(number, str(path))
         with self._lock:
             self._open[number] = shard
         return shard
