@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from hero_platform import caches, files, transfer
+from hero_platform.feed.ahead import ReadAhead
+from hero_platform.store.cache import ShardCache
 from hero_platform.store.manifest import Manifest
 from hero_platform.store.reader import FeatureStore
 from jobs import clean, train
@@ -89,6 +91,20 @@ def test_large_files_go_in_parts_and_all_of_it_is_counted(root: str, tmp_path: P
     files.remove(url)
 
 
+def test_an_object_that_is_too_short_or_gone_is_named(root: str, tmp_path: Path):
+    store = FeatureStore.open(f"{root}/stores/synthetic/tiny", ShardCache(tmp_path))
+    url, sha256, num_bytes = store._place(0)
+    cut, part = f"{root}/cut", transfer.READ_PART
+    files.write_bytes(cut, files.read_bytes(url))
+    for more in (1, part, 3 * part):  # it ends inside a range, at the end of one, before one begins
+        with pytest.raises(ValueError, match=f"{cut} has SHA-256 .*: it is damaged"):
+            ShardCache(tmp_path).fetch(cut, "0" * 64, num_bytes + more)
+    files.remove(cut)
+    with pytest.raises(FileNotFoundError):
+        ShardCache(tmp_path).fetch(cut, sha256, num_bytes)
+    assert files.tree(tmp_path) == [".lock"]
+
+
 UPLOAD = """
 import os, signal, sys, threading
 from hero_platform import files, transfer
@@ -156,9 +172,6 @@ def test_a_sweep_whole_on_s3(root: str, tracking_database: Path, tmp_path: Path,
 
 
 def test_reading_ahead_has_all_shards_here_before_the_steps_that_want_them(root: str, tmp_path: Path):
-    from hero_platform.feed.ahead import ReadAhead
-    from hero_platform.store.cache import ShardCache
-
     store = FeatureStore.open(f"{root}/stores/synthetic/tiny", ShardCache(tmp_path))
 
     class Walk:

@@ -33,9 +33,16 @@ class ShardCache:
 
     @classmethod
     def default(cls) -> ShardCache:
-        """`$HERO_CACHE` (default `~/.cache/hero`), at most `$HERO_CACHE_BYTES` (default 20 GiB)."""
+        """`$HERO_CACHE` (default `~/.cache/hero`), at most `$HERO_CACHE_BYTES` (default 20 GiB).
+
+        Raises:
+            ValueError: that is no number.
+        """
         folder = Path(os.environ.get("HERO_CACHE") or Path.home() / ".cache" / "hero")
-        return cls(folder / "shards", int(os.environ.get("HERO_CACHE_BYTES") or DEFAULT_BYTES))
+        most = os.environ.get("HERO_CACHE_BYTES") or str(DEFAULT_BYTES)
+        if not most.isdecimal():
+            raise ValueError(f"HERO_CACHE_BYTES is {most!r}: give a number of bytes, such as {DEFAULT_BYTES}")
+        return cls(folder / "shards", int(most))
 
     def fetch(self, url: str, sha256: str, num_bytes: int) -> None:
         """Download a shard unless it is here; raises what `opened` does."""
@@ -113,9 +120,9 @@ class ShardCache:
             try:
                 found = files.download(url, filling, num_bytes)
             except OSError as error:
-                if error.errno != errno.EINVAL:  # a range behind the end: it is too short
+                if error.errno != errno.EINVAL or files.size_of(url) >= num_bytes:
                     raise
-                found = "(too short)"
+                found = "(too short)"  # a range began behind its end
             if found == sha256:
                 return
         raise ValueError(f"{url} has SHA-256 {found[:12]}..., its manifest says {sha256[:12]}...: it is damaged")

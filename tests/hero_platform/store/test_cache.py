@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
@@ -69,6 +70,21 @@ def test_what_is_read_stays_and_room_is_waited_for(tmp_path, remote, monkeypatch
     assert done.is_set() and [p.name for p in tmp_path.glob("*.*r*")] == [cache.path_of(remote[1][1]).name]
 
 
+def test_who_wants_the_same_shard_waits_for_the_one_that_writes_it(tmp_path, remote, monkeypatch):
+    real, asked = transfer.parts, []
+
+    def slow(*given):
+        asked.append(given)
+        time.sleep(0.1)
+        yield from real(*given)
+
+    monkeypatch.setattr(transfer, "parts", slow)
+    with ThreadPoolExecutor(6) as pool:  # locks are of open files: threads are as strange to each other as processes
+        for future in [pool.submit(ShardCache(tmp_path).fetch, *remote[0], 10) for _ in range(6)]:
+            future.result()
+    assert len(asked) == 1 and files.tree(tmp_path) == sorted([".lock", f"{remote[0][1]}.arrow"])
+
+
 def test_damage_is_fetched_once_more_and_then_named(tmp_path, remote, monkeypatch):
     cache = ShardCache(tmp_path, 100)
     url, digest = remote[0]
@@ -87,6 +103,12 @@ def test_damage_is_fetched_once_more_and_then_named(tmp_path, remote, monkeypatc
 def test_file_larger_than_the_cache(tmp_path, remote):
     with pytest.raises(ValueError, match="HERO_CACHE_BYTES"):
         ShardCache(tmp_path, 5).fetch(*remote[0], 10)
+
+
+def test_a_bound_that_is_no_number(monkeypatch):
+    monkeypatch.setenv("HERO_CACHE_BYTES", "20GB")
+    with pytest.raises(ValueError, match="HERO_CACHE_BYTES is '20GB': give a number of bytes"):
+        ShardCache.default()
 
 
 def test_parts_of_a_shard_come_in_order_and_few_are_asked_for_at_once(tmp_path, monkeypatch):
