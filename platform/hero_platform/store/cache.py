@@ -93,8 +93,8 @@ class ShardCache:
         """Download a shard, or wait for who does; returns an open file that holds the lock of the whole one."""
         local = self.path_of(sha256)
         filling = local.with_suffix(FILLING)
-        self.folder.mkdir(parents=True, exist_ok=True)
         while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
             handle = _locked(filling, fcntl.LOCK_EX, os.O_CREAT)
             if (whole := _locked(local, fcntl.LOCK_SH)) is not None:  # the one that we waited for
                 if handle is not None:
