@@ -5,7 +5,7 @@ python -m benchmarks.s3_ingest [--videos 4000] [--batch 32] [--shard-mb 64] [--r
 SeaweedFS on this machine serves one store. Each way reads two epochs of random batches, each epoch another order:
 the local folder; this project's shard cache, with and without reading ahead; fsspec's `filecache`. Caches begin empty,
 and the pages of the folder and of the server's files are dropped from memory. Requests and bytes are those of the
-client, retries included.
+client, retries included; bytes as answers announce them, also one that is closed unread (s3fs's `get_file` begins so).
 """
 
 from __future__ import annotations

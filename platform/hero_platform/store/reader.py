@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,12 +23,15 @@ from hero_platform import files, transfer
 from hero_platform.store.annotations import table_entries
 from hero_platform.store.cache import ShardCache
 from hero_platform.store.manifest import ANNOTATIONS, INDEX, REJECTS, Manifest
+from hero_platform.store.mapped import DamagedError, MappedShard
 from hero_platform.store.shard import read_shard, row_checksum
 from hero_platform.store.split_tables import FOLDER, current_entry, read_split_rows
 from hero_platform.store.table import AnnotationTable, concatenate, numpy_of, offsets_of
 
 if TYPE_CHECKING:
     import ray.data
+
+LOOK_EVERY_S = 1.0  # at a file of the cache, which may have gone; a look and its note of use cost 5 us (2026-11-27)
 
 
 @dataclass(frozen=True)
@@ -69,62 +73,6 @@ class StoreIndex:
         return {key: row for row, key in enumerate(self.ids)}
 
 
-class _DamagedError(ValueError):
-    """A shard does not hold what its store says."""
-
-    def __init__(self, shard: int, text: str) -> None:
-        super().__init__(text)
-        self.shard = shard  # its number
-
-
-@dataclass(frozen=True)
-class _Shard:
-    """NumPy views on one mapped shard. Offsets are per row, one more than rows, as ints: they slice faster so."""
-
-    interval_s: np.ndarray
-    frames: np.ndarray  # [F, V]
-    frame_offsets: list[int]
-    tokens: np.ndarray
-    token_offsets: list[int]
-    segment_num_tokens: np.ndarray
-    segment_num_frames: np.ndarray
-    segment_offsets: list[int]
-    segment_frames: np.ndarray
-    segment_frame_offsets: list[int]
-
-    @classmethod
-    def open(cls, path: str) -> _Shard:
-        """Map a shard file. Nothing is read yet but its footer and offsets.
-
-        Raises:
-            ValueError: the file is not a whole shard.
-        """
-        try:
-            batch = pa.ipc.open_file(pa.memory_map(path)).get_batch(0)
-            batch.validate()  # lengths that lead out of the file
-            return cls._of(batch)
-        except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged ({error}): `jobs.build_store inspect` checks a whole store") from error
-
-    @classmethod
-    def _of(cls, batch: pa.RecordBatch) -> _Shard:
-        frames = batch.column("frames")
-        vectors = frames.values
-        width = vectors.type.list_size
-        return cls(
-            interval_s=numpy_of(batch.column("interval_s")),
-            frames=numpy_of(vectors.values).reshape(-1, width),
-            frame_offsets=frames.offsets.to_pylist(),
-            tokens=numpy_of(batch.column("tokens").values),
-            token_offsets=batch.column("tokens").offsets.to_pylist(),
-            segment_num_tokens=numpy_of(batch.column("segment_num_tokens").values),
-            segment_num_frames=numpy_of(batch.column("segment_num_frames").values),
-            segment_offsets=batch.column("segment_num_tokens").offsets.to_pylist(),
-            segment_frames=numpy_of(batch.column("segment_frames").values),
-            segment_frame_offsets=batch.column("segment_frames").offsets.to_pylist(),
-        )
-
-
 class FeatureStore:
     """A finished store. Threads may share one; it pickles as its path (each process maps the shards itself)."""
 
@@ -134,7 +82,8 @@ class FeatureStore:
         self.index = index
         self.cache = cache  # None: the shards are files here
         self._split_rows, self._splits_sha256 = read_split_rows(root, lambda: index.row_of)
-        self._open: dict[int, _Shard] = {}
+        self._open: dict[int, MappedShard] = {}
+        self._look_again_s: dict[int, float] = {}  # when an open shard of the cache may have gone, by its number
         self._lock = threading.Lock()
         self._intact = np.zeros(len(index), dtype=bool)  # rows that were compared with their checksum
 
@@ -306,7 +255,7 @@ class FeatureStore:
                 for row, part in zip(wanted.tolist(), parts, strict=True):
                     self._check(row, part)
                 return parts
-            except _DamagedError as error:
+            except DamagedError as error:
                 if self.cache is None or error.shard in fetched_again:
                     raise
                 fetched_again.add(error.shard)
@@ -318,7 +267,7 @@ class FeatureStore:
         """Views of rows in mapped shards."""
         shards = {int(number): self._shard(int(number)) for number in np.unique(self.index.shards[wanted])}
         return [
-            _cut(shards[number], row)
+            shards[number].cut(row)
             for number, row in zip(self.index.shards[wanted].tolist(), self.index.rows[wanted].tolist(), strict=True)
         ]
 
@@ -331,7 +280,7 @@ class FeatureStore:
             with self.cache.opened(*self._place(number)) as path:
                 shard = self._mapped(number, str(path))
                 for place in np.flatnonzero(numbers == number).tolist():
-                    parts[place] = tuple(np.array(part) for part in _cut(shard, self.index.rows[wanted[place]]))
+                    parts[place] = tuple(np.array(part) for part in shard.cut(self.index.rows[wanted[place]]))
         return [parts[place] for place in range(len(wanted))]
 
     def _check(self, row: int, part: tuple[Any, ...]) -> None:
@@ -340,7 +289,7 @@ class FeatureStore:
             return
         if row_checksum(*part) != self.index.checksums[row]:
             number = int(self.index.shards[row])
-            raise _DamagedError(
+            raise DamagedError(
                 number,
                 f"{self._place(number)[0]} is damaged in row {self.index.rows[row]} (video {self.index.ids[row]}): "
                 "`jobs.build_store inspect` checks a whole store",
@@ -348,13 +297,13 @@ class FeatureStore:
         self._intact[row] = True
 
     @staticmethod
-    def _mapped(number: int, path: str) -> _Shard:
+    def _mapped(number: int, path: str) -> MappedShard:
         try:
-            return _Shard.open(path)
+            return MappedShard.open(path)
         except ValueError as error:
-            raise _DamagedError(number, str(error)) from error
+            raise DamagedError(number, str(error)) from error
 
-    def _shard(self, number: int) -> _Shard:
+    def _shard(self, number: int) -> MappedShard:
         """Views of a shard, opened on first use, and again when the cache had to give it up."""
         with self._lock:
             shard = self._open.get(number)
@@ -373,24 +322,13 @@ class FeatureStore:
     def _still_there(self, number: int) -> bool:
         """Whether the cache still has an open shard, which is used now; else its mapping is dropped."""
         assert self.cache is not None
-        try:
-            os.utime(self.cache.path_of(self.manifest.shards[number].sha256))
-        except FileNotFoundError:
-            with self._lock:
-                self._open.pop(number, None)
-            return False
+        if time.monotonic() > self._look_again_s.get(number, 0.0):
+            try:
+                os.utime(self.cache.path_of(self.manifest.shards[number].sha256))
+            except FileNotFoundError:
+                with self._lock:
+                    self._open.pop(number, None)
+                return False
+            self._look_again_s[number] = time.monotonic() + LOOK_EVERY_S
         transfer.TOTAL.add(hits=1)
         return True
-
-
-def _cut(shard: _Shard, row: int) -> tuple[Any, ...]:
-    """Views of one row: interval, frames, tokens, tokens and frames per segment, frame indices."""
-    segments = slice(shard.segment_offsets[row], shard.segment_offsets[row + 1])
-    return (
-        shard.interval_s[row],
-        shard.frames[shard.frame_offsets[row] : shard.frame_offsets[row + 1]],
-        shard.tokens[shard.token_offsets[row] : shard.token_offsets[row + 1]],
-        shard.segment_num_tokens[segments],
-        shard.segment_num_frames[segments],
-        shard.segment_frames[shard.segment_frame_offsets[row] : shard.segment_frame_offsets[row + 1]],
-    )

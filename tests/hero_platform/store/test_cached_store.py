@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hero_platform import files, transfer
+from hero_platform.store import reader
 from hero_platform.store.cache import ShardCache
 from hero_platform.store.reader import FeatureStore
 
@@ -42,7 +43,8 @@ def test_rows_are_those_of_the_local_store_for_threads_at_once(far, tiny_store, 
     assert sum(path.stat().st_size for path in copies(tmp_path)) <= bound
 
 
-def test_what_the_cache_had_to_give_up_is_fetched_again(far, tiny_store, tmp_path):
+def test_what_the_cache_had_to_give_up_is_fetched_again(far, tiny_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "LOOK_EVERY_S", 0.0)
     store, near = FeatureStore.open(far, ShardCache(tmp_path)), FeatureStore.open(tiny_store)
     everything = np.arange(len(store))
     kept = store.rows(everything)
