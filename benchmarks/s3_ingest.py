@@ -4,8 +4,9 @@ python -m benchmarks.s3_ingest [--videos 4000] [--batch 32] [--shard-mb 64] [--r
 
 SeaweedFS on this machine serves one store. Each way reads two epochs of random batches, each epoch another order:
 the local folder; this project's shard cache, with and without reading ahead; fsspec's `filecache`. Caches begin empty,
-and the pages of the folder and of the server's files are dropped from memory. Requests and bytes are those of the
-client, retries included; bytes as answers announce them, also one that is closed unread (s3fs's `get_file` begins so).
+and the pages of the folder and of the server's files are dropped from memory; between the epochs the disk may catch up.
+Requests and bytes are those of the client, retries included; bytes as answers announce them, also one that is closed
+unread (s3fs's `get_file` begins so).
 """
 
 from __future__ import annotations
@@ -122,6 +123,7 @@ def measure(way: str, place: Path, batch: int) -> dict[str, float]:
                     found[f"epoch {epoch} videos/s"] = order.steps * batch / (time.perf_counter() - started)
                     asked = transfer.TOTAL.since(before)
                     found |= {f"epoch {epoch} requests": asked.requests, f"epoch {epoch} MB": asked.received / 1e6}
+                    os.sync()  # what the first epoch wrote is not the second's to wait for
                     started, before = time.perf_counter(), copy(transfer.TOTAL)
     return found
 

@@ -1,4 +1,4 @@
-"""Runs, checkpoints and journals on S3: the same numbers as on a disk, and what was asked of S3."""
+"""Runs, checkpoints, journals and a sweep whole on S3: the same numbers as on a disk, and what was asked of S3."""
 
 from __future__ import annotations
 
@@ -139,6 +139,36 @@ def test_what_a_killed_upload_left_is_listed_and_removed(root: str, tmp_path: Pa
     assert not any("uploadId=" in one for one in caches.held("partial"))
     monkeypatch.setenv("HERO_HOME", f"{root}/runs/cu")  # another folder that begins alike
     assert caches._uploads() == {}
+
+
+@pytest.mark.ray
+def test_a_sweep_whole_on_s3(root: str, tracking_database: Path, tmp_path: Path, monkeypatch):
+    """Trials, checkpoints and the record of the sweep there; the study in a database, the tracker named."""
+    environment = {**os.environ, "HERO_HOME": root, "RAY_AUTH_MODE": "disabled"}
+    words = ["pretrain_synthetic", "--model", "debug", "--batch", "8", "--steps", "4", "--name", "far"]
+    words += ["--evaluation.every", "2", "--evaluation.limit", "8", "--checkpoint.every", "2"]
+    words += ["--space", "lr_and_warmup", "--trials", "2", "--concurrency", "1"]
+
+    def tune(*more: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "jobs.tune", *words, *more]
+        return subprocess.run(command, env=environment | variables, capture_output=True, text=True, cwd=tmp_path)
+
+    study = ["--storage", f"sqlite:///{tmp_path}/studies.db"]
+    tracker = f"sqlite:///{tracking_database}"
+    refused = tune(*study)
+    assert refused.returncode == 2 and "MLFLOW_TRACKING_URI" in refused.stderr and refused.stderr.count("\n") == 1
+    refused = tune(MLFLOW_TRACKING_URI=tracker)
+    assert refused.returncode == 2 and "--storage" in refused.stderr and refused.stderr.count("\n") == 1
+    facts = tmp_path / "facts.json"
+    for _ in range(2):  # the second has nothing left to do
+        done = tune(*study, "--json", str(facts), MLFLOW_TRACKING_URI=tracker)
+        assert done.returncode == 0, done.stderr
+    assert [trial["state"] for trial in json.loads(facts.read_text())["trials"]] == ["finished"] * 2
+    for name in ("far-0000", "far-0001"):
+        assert files.exists(f"{root}/runs/{name}/checkpoints/step_00000004/model.safetensors")
+        assert {step for step, key in record(f"{root}/runs/{name}") if key == "train/lr"} == {1, 2, 3, 4}
+    assert "sweep.json" in files.tree(f"{root}/sweeps/far")
+    assert not (tmp_path / "outputs").exists(), "nothing of it is here"
 
 
 def test_reading_ahead_has_all_shards_here_before_the_steps_that_want_them(root: str, tmp_path: Path):
