@@ -135,11 +135,11 @@ def _variant(own: argparse.Namespace) -> str:
 
 def _settings(own: argparse.Namespace, checkpoint: str, task: Task) -> Settings:
     """How to answer."""
+    from hero_model.decoding import Decoding
     from hero_model.nn.generate import Search
     from hero_platform.corpora.tvr import read_video_numbers
     from hero_platform.infer.evaluation import Settings
     from hero_platform.infer.on_ray import Workers
-    from hero_platform.infer.retrieve import Decoding
     from hero_platform.store.tokens import TokenizerSpec
 
     if own.nms is not None and not 0 <= own.nms <= 1:

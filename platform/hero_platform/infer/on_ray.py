@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from hero_model.embedder import Embedder
 from hero_model.tasks import MomentRetrieval, VideoRetrieval
 from hero_platform import files
-from hero_platform.infer.embed import UNIT_VIDEOS, Embedder
+from hero_platform.infer.embed import UNIT_VIDEOS
 from hero_platform.infer.search import Part, Request, progress
 from hero_platform.ray_cluster import cluster, joined
 from hero_platform.store.reader import FeatureStore

@@ -21,10 +21,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from hero_model.decoding import Decoding
+from hero_model.embedder import Embedder, Timing
 from hero_model.packed.batch import Notes
+from hero_model.packed.pack import Texts
 from hero_platform.heartbeat import beat
-from hero_platform.infer.embed import UNIT_QUERIES, UNIT_VIDEOS, Embedder, Timing, Videos, VideoStates, share, units
-from hero_platform.infer.retrieve import Answers, Best, Blocks, Decoding, Lists, Share, VideoAnswers, ranked
+from hero_platform.infer.embed import UNIT_QUERIES, UNIT_VIDEOS, Videos, VideoStates, share, units
+from hero_platform.infer.retrieve import Answers, Best, Blocks, Lists, Share, VideoAnswers, ranked
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ class Part:
     def encode_videos(self) -> Iterator[int]:
         """Encode the videos of this part."""
         for unit in units(self._videos.start, self._videos.stop, UNIT_VIDEOS):
-            self._states.append(*self._embedder.videos(self._source, self._request.rows[unit.start : unit.stop]))
+            rows = self._source.rows(self._request.rows[unit.start : unit.stop])
+            self._states.append(*self._embedder.videos(rows))
             _give_back()
             yield len(unit)
 
@@ -87,7 +91,8 @@ class Part:
         """Encode the queries of this part."""
         for unit in units(self._queries.start, self._queries.stop, UNIT_QUERIES):
             notes = self._notes(self._request.queries[unit.start : unit.stop])
-            self._vectors.append(self._embedder.queries(notes).cpu())
+            texts = Texts(notes.tokens.astype(np.int64), notes.token_offsets)
+            self._vectors.append(self._embedder.texts(texts).cpu())
             yield len(unit)
 
     def rank(self, weighted: bool, *vectors: np.ndarray) -> Iterator[int]:
