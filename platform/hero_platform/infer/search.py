@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -55,6 +55,14 @@ PHASES = {  # method of `Part` -> what its progress bar says, and what it counts
 }
 
 
+class Encoded(NamedTuple):
+    """Videos that follow each other in a request, encoded."""
+
+    first: int  # place of the first one
+    timing: Timing
+    states_FD: np.ndarray  # float32
+
+
 class Part:
     """What one member of a team holds and does.
 
@@ -66,13 +74,13 @@ class Part:
         self,
         embedder: Embedder,
         source: Videos,
-        notes: Callable[[np.ndarray], Notes],
+        notes: Callable[[np.ndarray], Notes] | None,
         request: Request,
         *,
         number: int = 0,
         parts: int = 1,
     ) -> None:
-        """Be part `number` of `parts`; `notes` gives queries by row of the annotation table."""
+        """Be part `number` of `parts`; `notes` gives queries by row of the annotation table, if there are any."""
         self._embedder, self._source, self._notes, self._request = embedder, source, notes, request
         self._videos = share(len(request.rows), UNIT_VIDEOS, number, parts)
         self._queries = share(len(request.queries), UNIT_QUERIES, number, parts)
@@ -82,14 +90,24 @@ class Part:
     def encode_videos(self) -> Iterator[int]:
         """Encode the videos of this part."""
         for unit in units(self._videos.start, self._videos.stop, UNIT_VIDEOS):
-            rows = self._source.rows(self._request.rows[unit.start : unit.stop])
-            self._states.append(*self._embedder.videos(rows))
+            self._states.append(*self._encoded(unit))
             _give_back()
             yield len(unit)
+
+    def hand_out_videos(self) -> Iterator[Encoded]:
+        """Encode the videos of this part and keep nothing of them: for an index of the corpus."""
+        for unit in units(self._videos.start, self._videos.stop, UNIT_VIDEOS):
+            timing, states_FD = self._encoded(unit)
+            _give_back()
+            yield Encoded(unit.start, timing, states_FD.cpu().numpy())
+
+    def _encoded(self, unit: range) -> tuple[Timing, torch.Tensor]:
+        return self._embedder.videos(self._source.rows(self._request.rows[unit.start : unit.stop]))
 
     def encode_queries(self) -> Iterator[int]:
         """Encode the queries of this part."""
         for unit in units(self._queries.start, self._queries.stop, UNIT_QUERIES):
+            assert self._notes is not None, "queries are rows of a table"
             notes = self._notes(self._request.queries[unit.start : unit.stop])
             texts = Texts(notes.tokens.astype(np.int64), notes.token_offsets)
             self._vectors.append(self._embedder.texts(texts).cpu())

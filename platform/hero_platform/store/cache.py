@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hero_platform import files
+from hero_platform import files, home
 
 DEFAULT_BYTES = 20 << 30
 
@@ -23,8 +23,7 @@ class ShardCache:
     @classmethod
     def default(cls) -> ShardCache:
         """`$HERO_CACHE` (default `~/.cache/hero`), at most `$HERO_CACHE_BYTES` (default 20 GiB)."""
-        folder = Path(os.environ.get("HERO_CACHE") or Path.home() / ".cache" / "hero")
-        return cls(folder / "shards", int(os.environ.get("HERO_CACHE_BYTES") or DEFAULT_BYTES))
+        return cls(Path(home.cache_dir()) / "shards", int(os.environ.get("HERO_CACHE_BYTES") or DEFAULT_BYTES))
 
     def fetch(self, url: str, sha256: str, num_bytes: int) -> Path:
         """Return a local copy of `url`, downloading it unless it is here already.

@@ -19,6 +19,7 @@ import pyarrow as pa
 from hero_model.config import TextIds
 from hero_model.packed.batch import VideoRows
 from hero_platform import files
+from hero_platform.sources.base import Subtitle
 from hero_platform.store.annotations import table_entries
 from hero_platform.store.cache import ShardCache
 from hero_platform.store.manifest import ANNOTATIONS, INDEX, REJECTS, Manifest
@@ -84,6 +85,8 @@ class _Shard:
     segment_offsets: list[int]
     segment_frames: np.ndarray
     segment_frame_offsets: list[int]
+    segment_times_s: tuple[np.ndarray, np.ndarray]  # start, end
+    segment_text: pa.Array
 
     @classmethod
     def open(cls, path: str) -> _Shard:
@@ -115,6 +118,11 @@ class _Shard:
             segment_offsets=batch.column("segment_num_tokens").offsets.to_pylist(),
             segment_frames=numpy_of(batch.column("segment_frames").values),
             segment_frame_offsets=batch.column("segment_frames").offsets.to_pylist(),
+            segment_times_s=(
+                numpy_of(batch.column("segment_start_s").values),
+                numpy_of(batch.column("segment_end_s").values),
+            ),
+            segment_text=batch.column("segment_text").values,
         )
 
 
@@ -217,6 +225,14 @@ class FeatureStore:
             segment_frames=concatenate(segment_frames, np.empty(0, np.int32)).astype(np.int64),
             segment_frame_offsets=offsets_of(concatenate(num_frames, np.empty(0, np.int32))),
         )
+
+    def subtitles(self, row: int) -> list[Subtitle]:
+        """The subtitles of a video as its source wrote them, in order; those without text are left out."""
+        shard = self._shard(int(self.index.shards[row]))
+        own = slice(*shard.segment_offsets[self.index.rows[row] : self.index.rows[row] + 2])
+        starts, ends = (times[own].tolist() for times in shard.segment_times_s)
+        texts = shard.segment_text[own.start : own.stop].to_pylist()
+        return [Subtitle(*said) for said in zip(starts, ends, texts, strict=True) if said[2] and said[2].strip()]
 
     def annotations(self, kind: str, split: str) -> AnnotationTable:
         """Open the current annotation table of a kind (moments, questions, statements, captions) and split.
