@@ -29,7 +29,6 @@ from tqdm import tqdm
 from hero_model.embedder import Embedder
 from hero_model.retriever import Retriever, VideoIndex, inverse_norms
 from hero_platform import files, home
-from hero_platform.infer.on_ray import Workers, on_ray
 from hero_platform.infer.search import Encoded, Part, Request
 from hero_platform.scratch import scratch
 from hero_platform.store.manifest import canonical_json
@@ -142,6 +141,8 @@ def _encoded(wanted: Wanted, workers: int, threads: int) -> Iterator[Encoded]:
     if not workers:
         yield from Part(embedder, wanted.store, None, request).hand_out_videos()
         return
+    from hero_platform.infer.on_ray import Workers, on_ray
+
     who = Workers(workers, wanted.checkpoint, threads)
     with on_ray(who, wanted.store, None, embedder.task, request) as team:
         yield from team.stream("hand_out_videos")

@@ -58,7 +58,7 @@ class StoreIndex:
     @cached_property
     def ids(self) -> np.ndarray:
         """[N] strings, as objects."""
-        return self.table.column("id").to_numpy(zero_copy_only=False)
+        return np.asarray(self.table.column("id").to_pylist(), dtype=object)  # `to_numpy` would import pandas
 
     @cached_property
     def splits(self) -> np.ndarray:
