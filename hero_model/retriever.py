@@ -251,9 +251,10 @@ def search_task(config: Mapping[str, Any]) -> MomentRetrieval | VideoRetrieval:
 
 def _model_config(values: Mapping[str, Any]) -> HeroConfig:
     """Sizes from JSON."""
-    return HeroConfig(
-        **{name: EncoderConfig(**value) if isinstance(value, dict) else value for name, value in values.items()}
-    )
+    sizes: dict[str, Any] = {
+        name: EncoderConfig(**value) if isinstance(value, dict) else value for name, value in values.items()
+    }
+    return HeroConfig(**sizes)
 
 
 def _checked(folder: Path, name: str) -> bytes:

@@ -84,7 +84,7 @@ def _job(own: argparse.Namespace) -> int:
     entries: list[dict[str, Any]] = []
     for question, listed in zip(questions, answers, strict=True):
         print("\n".join(_lines(question, listed)))
-        entry = {"question": question, "moments": [as_json(answer) for answer in listed]}
+        entry: dict[str, Any] = {"question": question, "moments": [as_json(answer) for answer in listed]}
         if own.clip:
             assert media is not None
             _cut(media, entry["moments"], own.clip)

@@ -80,7 +80,7 @@ def cut(media: Media, video: str, start_s: float, end_s: float, folder: Path) ->
     target = folder / f"{name}_{start_s:.1f}-{end_s:.1f}.mp4"
     source = media.path(clip)
     try:
-        with files.open_read(source) as stream, av.open(stream) as film, files.staged(target) as partial:
+        with files.open_read(source) as stream, av.open(stream, "r") as film, files.staged(target) as partial:
             with av.open(str(partial), "w", format="mp4", options={"movflags": "faststart"}) as made:
                 _copy(film, made, clip.start + start_s, min(clip.start + end_s, clip.end))
     except FileNotFoundError as error:
@@ -107,6 +107,7 @@ def _copy(film: InputContainer, made: OutputContainer, start_s: float, end_s: fl
     open_streams = {stream.index for stream in (picture, sound) if stream is not None}
     for packet in film.demux([stream for stream in (picture, sound) if stream is not None]):
         for frame in packet.decode():
+            assert isinstance(frame, av.VideoFrame | av.AudioFrame), "only these streams are decoded"
             if frame.time is None or frame.time < start_s - 1e-6:
                 continue
             if frame.time >= end_s - 1e-6:

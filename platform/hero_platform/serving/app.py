@@ -80,9 +80,11 @@ def make_app(engine: Engine, media: Media | None, access: Access) -> FastAPI:
     metrics = _Metrics()
     _add_guard(app, access, metrics)
     _add_session(app, access)
-    _add_search(app, engine, media)
+    # for the OpenAPI document: `guard` checks
+    bearer = [Depends(HTTPBearer(auto_error=False))] if access.token_sha256 else []
+    _add_search(app, engine, media, bearer)
     _add_health(app, engine, metrics)
-    _add_films(app, media)
+    _add_films(app, media, bearer)
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
@@ -140,9 +142,7 @@ def _add_session(app: FastAPI, access: Access) -> None:
         return response
 
 
-def _add_search(app: FastAPI, engine: Engine, media: Media | None) -> None:
-    bearer = [Depends(HTTPBearer(auto_error=False))]  # for the OpenAPI document: `guard` checks
-
+def _add_search(app: FastAPI, engine: Engine, media: Media | None, bearer: list[Any]) -> None:
     @app.post("/api/search", responses=NOT_ALLOWED, dependencies=bearer, summary="The best moments of a question")
     async def search(asked: Question) -> Answers:
         found = await _answered(engine.search(asked.question, asked.top))
@@ -167,8 +167,8 @@ def _add_health(app: FastAPI, engine: Engine, metrics: _Metrics) -> None:
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_films(app: FastAPI, media: Media | None) -> None:
-    known = {
+def _add_films(app: FastAPI, media: Media | None, bearer: list[Any]) -> None:
+    known: dict[int | str, dict[str, Any]] = {
         200: {"content": {"video/mp4": {}}, "description": "the film"},
         206: {"content": {"video/mp4": {}}, "description": "a part of it"},
         400: {"description": "a range that is none"},
@@ -176,14 +176,13 @@ def _add_films(app: FastAPI, media: Media | None) -> None:
         416: {"description": "a range behind its end"},
     }
 
-    @app.api_route(
+    @app.head("/media/{video:path}", include_in_schema=False)
+    @app.get(
         "/media/{video:path}",
-        methods=["GET", "HEAD"],
         response_class=FileResponse,
         responses={**known, 401: NOT_ALLOWED[401]},
-        dependencies=[Depends(HTTPBearer(auto_error=False))],
+        dependencies=bearer,
         summary="A film, whole or in ranges",
-        operation_id="film",
     )
     async def film(video: Annotated[str, "id of a video"]) -> FileResponse:
         clip = media.clips.get(video) if media else None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 MOST_CHARACTERS = 1000  # of a question
 MOST_MOMENTS = 50
@@ -14,11 +14,25 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 3.0 is a whole one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _readable(value: Any) -> Any:
+    """Halves of UTF-16 pairs, which JSON can hold and no tokenizer reads, become the sign for what is unreadable."""
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(value, str) else value
+
+
 class Question(_Strict):
     """What is looked for."""
 
-    question: Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS, description="a sentence")]
-    top: Annotated[int, Field(strict=True, ge=1, le=MOST_MOMENTS, description="how many moments at most")] = 10
+    question: Annotated[
+        str, Field(min_length=1, max_length=MOST_CHARACTERS, description="a sentence"), BeforeValidator(_readable)
+    ]
+    top: Annotated[
+        int, Field(strict=True, ge=1, le=MOST_MOMENTS, description="how many moments at most"), BeforeValidator(_whole)
+    ] = 10
 
 
 class Said(_Strict):
