@@ -159,16 +159,16 @@ def test_a_new_checkpoint_comes_without_a_failed_request(service: Service):
 
 @pytest.fixture
 def page(service: Service) -> Iterator[Any]:
-    """The site in headless Chromium; what the page asks of other hosts is in `page.elsewhere`."""
+    """The site in headless Chromium; all that it asks for is in `page.requested`."""
     sync_api = pytest.importorskip("playwright.sync_api")
     if not (chromium := shutil.which("chromium")):
         pytest.skip("no browser: apt-get install chromium")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=BROWSER)
         opened = browser.new_page(viewport={"width": 1100, "height": 900})
-        opened.elsewhere, opened.problems = [], []
+        opened.requested, opened.problems = [], []
         opened.on(
-            "request", lambda r: None if r.url.startswith((service.url, "data:")) else opened.elsewhere.append(r.url)
+            "request", lambda r: None if r.url.startswith((service.url, "data:")) else opened.requested.append(r.url)
         )
         opened.on("pageerror", lambda error: opened.problems.append(str(error)))
         opened.goto(service.url)
@@ -177,7 +177,7 @@ def page(service: Service) -> Iterator[Any]:
 
 
 def test_a_person_asks_in_a_browser(service: Service, page: Any):
-    """With the keyboard alone: the token, a question, its moment first, played from where it starts to where it ends."""
+    """With the keyboard alone: the token, a question, its moment first, played from its start to its end."""
     page.keyboard.type("not the token")
     page.keyboard.press("Enter")
     page.get_by_text("That is not the token.").wait_for()
@@ -221,7 +221,8 @@ def test_a_person_asks_in_a_browser(service: Service, page: Any):
     assert player.evaluate("v => v.currentTime") == pytest.approx(1.5, abs=0.1)
     page.keyboard.press("/")
     assert page.locator("#question").evaluate("q => q === document.activeElement")
-    assert page.elsewhere == [] and page.problems == []
+    assert [url for url in page.requested if not url.startswith((service.url, "data:"))] == []
+    assert page.problems == []
 
 
 def test_it_ends_when_told(service: Service):
