@@ -12,6 +12,8 @@ the index is mapped is told apart: it reads the files, here from the page cache.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import http.client
 import json
 import os
 import socket
@@ -20,7 +22,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -168,11 +169,10 @@ def _api(checkpoint: str, store: str, own: argparse.Namespace) -> list[str]:
             while "ready: " not in (line := service.stdout.readline()):
                 assert line, "the service ended"
             ready_s = time.perf_counter() - began
-            url = f"http://127.0.0.1:{port}/api/search"
             parts = [f"API ready in {ready_s:.0f} s"]
             for clients in own.clients:
-                _load(url, clients, 2)
-                times, seconds = _load(url, clients, max(2, own.questions // clients))
+                _load(port, clients, 2)
+                times, seconds = _load(port, clients, max(2, own.questions // clients))
                 parts.append(
                     f"{clients} clients p50 {_ms(times, 50)}, p99 {_ms(times, 99)} ms, "
                     f"{len(times) / seconds:.1f} answers/s"
@@ -182,15 +182,21 @@ def _api(checkpoint: str, store: str, own: argparse.Namespace) -> list[str]:
     return parts
 
 
-def _load(url: str, clients: int, each: int) -> tuple[list[float], float]:
+def _load(port: int, clients: int, each: int) -> tuple[list[float], float]:
     """Seconds of each request, and of all of them."""
     times: list[float] = []
 
     def ask(number: int) -> None:
-        for text in _sentences(each, seed=number):
-            body = json.dumps({"question": text}).encode()
-            request = urllib.request.Request(url, body, {"content-type": "application/json"})  # noqa: S310
-            times.append(_timed(lambda request=request: urllib.request.urlopen(request, timeout=120).read()))  # noqa: S310
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=120)) as connection:
+            for text in _sentences(each, seed=number):
+                began = time.perf_counter()
+                connection.request(
+                    "POST", "/api/search", json.dumps({"question": text}), {"content-type": "application/json"}
+                )
+                answer = connection.getresponse()
+                answer.read()
+                assert answer.status == 200, answer.status
+                times.append(time.perf_counter() - began)
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(clients)]
     began = time.perf_counter()
