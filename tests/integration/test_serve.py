@@ -178,6 +178,7 @@ def page(service: Service) -> Iterator[Any]:
 
 def test_a_person_asks_in_a_browser(service: Service, page: Any):
     """With the keyboard alone: the token, a question, its moment first, played from its start to its end."""
+    page.locator("#token").wait_for()
     page.keyboard.type("not the token")
     page.keyboard.press("Enter")
     page.get_by_text("That is not the token.").wait_for()
