@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +20,7 @@ from hero_platform.train import snapshot
 MOST = 100  # answers of a question
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """One moment for people."""
 
     video: str
@@ -31,8 +30,7 @@ class Answer:
     subtitles: list[Subtitle]  # that are heard in it
 
 
-@dataclass(frozen=True)
-class Timeline:
+class Timeline(NamedTuple):
     """Where in a video a moment about a question starts and ends."""
 
     interval_s: float  # between frames
@@ -120,4 +118,4 @@ class Searcher:
 
 def as_json(answer: Answer) -> dict[str, Any]:
     """An answer for files and the API."""
-    return asdict(answer) | {"subtitles": [line._asdict() for line in answer.subtitles]}
+    return answer._asdict() | {"subtitles": [line._asdict() for line in answer.subtitles]}

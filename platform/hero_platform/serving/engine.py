@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from hero_platform.infer.searcher import Searcher, as_json
@@ -24,7 +23,7 @@ def answers(searcher: Searcher, asked: Sequence[tuple[str, int]]) -> list[dict[s
             {
                 "question": question,
                 "moments": [as_json(answer) for answer in searcher.answers(kept)],
-                "timelines": {video: asdict(timeline) for video, timeline in timelines.items()},
+                "timelines": {video: timeline._asdict() for video, timeline in timelines.items()},
                 "checkpoint": searcher.checkpoint,
             }
         )
