@@ -12,17 +12,15 @@ import pytest
 from hero_platform.sources.synthetic import SyntheticSource
 from hero_platform.sources.synthetic_films import write_films
 from hero_platform.store.reader import FeatureStore
-from jobs import search, serve, train
+from jobs import search, serve
 
 SENTENCE = "the furious doctor finds the lamp at the kitchen"
 
 
 @pytest.fixture
-def run(tiny_store: str, hero_home: Path) -> list[str]:
-    """Words that name a run of two updates and its store."""
-    words = ["finetune_synthetic", "--name", "r", "--store", f"synthetic={tiny_store}", "--steps", "2", "--batch", "8"]
-    assert train.main([*words, "--tracking.kind", "none", "--evaluation.every", "0"]) == 0
-    return ["--run", "r", "--store", tiny_store]
+def run(runs: Path, tiny_store: str) -> list[str]:
+    """Words that name a fine-tuned run and its store."""
+    return ["--run", "tuned", "--store", tiny_store]
 
 
 def test_a_sentence_then_a_file_of_them(run: list[str], tiny_store: str, tmp_path: Path, capsys):
@@ -47,6 +45,11 @@ def test_a_sentence_then_a_file_of_them(run: list[str], tiny_store: str, tmp_pat
     again = json.loads(out.read_text())
     assert [entry["question"] for entry in again["answers"]] == [SENTENCE, "a sad chef"] and not again["index_built"]
     assert [m["video"] for m in again["answers"][0]["moments"]] == [m["video"] for m in moments]
+
+
+def test_pre_training_alone_searches_as_its_vsm_packed(runs: Path, tiny_store: str, capsys):
+    assert search.main(["--run", "base", "--store", tiny_store, SENTENCE, "--top", "2"]) == 0
+    assert "1 question in 40 videos" in capsys.readouterr().out
 
 
 def test_moments_become_files(run: list[str], tmp_path: Path, capsys):
@@ -92,9 +95,11 @@ def test_mistakes_are_one_line(run: list[str], words: list[str], message: str, c
 def test_other_stores_are_refused(run: list[str], wide_store: str, tiny_store: str, tmp_path: Path, capsys):
     assert search.main(["--run", "nothing", "--store", tiny_store, "x"]) == 2
     assert "there is no run 'nothing'" in capsys.readouterr().err
-    assert search.main(["--run", "r", "--store", str(tmp_path), "x"]) == 2
+    assert search.main(["--run", "tuned", "--store", str(tmp_path), "x"]) == 2
     assert "is not a store" in capsys.readouterr().err
-    assert search.main(["--run", "r", "--store", wide_store, "x"]) == 0, "other videos with the same words and width"
+    assert search.main(["--run", "tuned", "--store", wide_store, "x"]) == 0, (
+        "other videos with the same words and width"
+    )
     assert f"in {len(FeatureStore.open(wide_store)):,} videos" in capsys.readouterr().out
 
 
