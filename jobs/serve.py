@@ -16,9 +16,16 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from jobs.cli import Parser, add_checkpoint, checkpoint_of, program_of, run_job
 from jobs.search import add_store
+
+if TYPE_CHECKING:
+    from hero_platform.serving.on_ray import Service
+
+    Serving = Callable[[Service, str], AbstractContextManager[Callable[[str], None]]]
 
 PROGRAM = program_of("jobs.serve")
 
@@ -74,10 +81,20 @@ def _serve(own: argparse.Namespace) -> int:
         replicas=own.replicas,
         threads=own.threads,
     )
+    try:
+        return _run(own, service, checkpoint, serving)
+    except RuntimeError as error:  # replicas that do not start
+        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+def _run(own: argparse.Namespace, service: Service, checkpoint: str, serving: Serving) -> int:
+    """Serve until a signal comes."""
+    media = service.media
     with _Signals() as signals, serving(service, checkpoint) as use:
         shown = f"[{own.host}]" if ":" in own.host else own.host
         films = f"{len(media.clips):,} films" if media else "no films"
-        print(f"{len(store):,} videos, {films}, {checkpoint}", flush=True)
+        print(f"{service.store}, {films}, {checkpoint}", flush=True)
         print(f"ready: http://{shown}:{own.port}/  (Ctrl-C ends it)", flush=True)
         while not signals.wait(own.reload_every):
             checkpoint = _reload(own, checkpoint, use)

@@ -1,13 +1,15 @@
 """The service on Ray Serve: replicas that search, and one that has the site and passes questions on to them.
 
-A new checkpoint comes to replicas as their `user_config`: each reads it beside the one it answers with, then changes
-over, so no request waits for it or fails.
+A new checkpoint comes to replicas as their `user_config`: each reads it in the background, beside the one it answers
+with, then changes over, so no request waits for it or fails. (Serve sends a replica no requests while it configures it,
+so that takes no time but at the start.)
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +31,8 @@ from hero_platform.store.reader import FeatureStore
 NAME = "hero-search"
 BATCH = 16  # questions that a replica searches at once, at most
 WAIT_S = 0.005  # that a question waits for others
+CHANGE_S = 120.0  # that replicas may take to read another checkpoint
+SURE = 8  # times that each replica says which one it has, on average
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,21 @@ class Replica:
         self._searcher: Searcher | None = None
 
     async def reconfigure(self, config: dict[str, str]) -> None:
-        """Answer with this checkpoint from now on. Its index is there: the job builds it first."""
-        opened = FeatureStore.open(self._store)
-        self._searcher = await asyncio.to_thread(
-            Searcher.open, config["checkpoint"], opened, vocabulary=self._vocabulary
-        )
+        """Answer with this checkpoint: at the start from now on, later as soon as it is read."""
+        self._wanted = config["checkpoint"]
+        if self._searcher is None:
+            self._searcher = await asyncio.to_thread(self._opened, self._wanted)
+        else:
+            self._change = asyncio.create_task(self._change_over(self._wanted))  # kept, or it might be collected
+
+    async def _change_over(self, checkpoint: str) -> None:
+        opened = await asyncio.to_thread(self._opened, checkpoint)
+        if checkpoint == self._wanted:  # no other came meanwhile
+            self._searcher = opened
+
+    def _opened(self, checkpoint: str) -> Searcher:
+        """The job has built its index."""
+        return Searcher.open(checkpoint, FeatureStore.open(self._store), vocabulary=self._vocabulary)
 
     @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=WAIT_S)
     async def search(self, asked: list[tuple[str, int]]) -> list[dict[str, Any]]:
@@ -106,12 +120,30 @@ def serving(service: Service, checkpoint: str) -> Iterator[Callable[[str], None]
 
         def use(folder: str) -> None:
             serve.run(_application(service, folder), name=NAME, route_prefix="/")
+            _wait(folder, service.replicas)
 
         try:
             use(checkpoint)
             yield use
         finally:
             serve.shutdown()
+
+
+def _wait(checkpoint: str, replicas: int) -> None:
+    """Until all replicas answer with a checkpoint, as far as asking many times can tell.
+
+    Raises:
+        RuntimeError: some do not.
+    """
+    handle = serve.get_deployment_handle(Replica.__name__, NAME)
+    ends, in_a_row = time.monotonic() + CHANGE_S, 0
+    while in_a_row < SURE * replicas:
+        if time.monotonic() > ends:
+            raise RuntimeError(f"after {CHANGE_S:.0f} s replicas still answer with another checkpoint")
+        said = handle.status.remote().result(timeout_s=CHANGE_S)
+        in_a_row = in_a_row + 1 if said["checkpoint"] == checkpoint else 0
+        if not in_a_row:
+            time.sleep(0.1)
 
 
 def _application(service: Service, checkpoint: str) -> serve.Application:
