@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _build(own: argparse.Namespace) -> int:
     """Build a store from the named source."""
-    from hero_platform import home
+    from hero_platform import home, transfer
     from hero_platform.store.build import build
 
     home.check_name("corpus", own.corpus)
@@ -59,6 +59,8 @@ def _build(own: argparse.Namespace) -> int:
     print(f"videos   {totals['rows']:,} in {len(manifest.shards)} shards, {totals['bytes'] / 1e6:,.1f} MB")
     print(f"rejects  {manifest.num_rejects:,}" + (" (see rejects.jsonl there)" if manifest.num_rejects else ""))
     print(f"rate     {manifest.build['videos_per_s']:,.1f} videos/s, {manifest.build['megabytes_per_s']:,.1f} MB/s")
+    if transfer.TOTAL.requests:
+        print(f"s3       {transfer.TOTAL}")
     print(f"next     {PROGRAM} inspect {out}")
     result = {
         "store": out,
@@ -66,6 +68,7 @@ def _build(own: argparse.Namespace) -> int:
         **totals,
         "rejects": manifest.num_rejects,
         "build": manifest.build,
+        "s3": transfer.TOTAL.as_dict(),
     }
     write_json(own.json, result)
     return 0
@@ -93,6 +96,7 @@ def _dry_run(own: argparse.Namespace, source: Source, out: str, feature_set: str
 
 def _inspect(own: argparse.Namespace) -> int:
     """Print what is in a store and check its digests."""
+    from hero_platform import transfer
     from hero_platform.store.inspect import format_report, report
 
     if own.dry_run:
@@ -100,7 +104,9 @@ def _inspect(own: argparse.Namespace) -> int:
         return 0
     value = report(own.path)
     print(format_report(value))
-    write_json(own.json, value)
+    if transfer.TOTAL.requests:
+        print(f"s3: {transfer.TOTAL}")
+    write_json(own.json, {**value, "s3": transfer.TOTAL.as_dict()})
     for line in value["damaged"]:
         print(f"{PROGRAM}: {line}", file=sys.stderr)
     return 1 if value["damaged"] else 0
