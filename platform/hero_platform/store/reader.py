@@ -20,10 +20,12 @@ import pyarrow as pa
 from hero_model.config import TextIds
 from hero_model.packed.batch import VideoRows
 from hero_platform import files, transfer
+from hero_platform.sources.base import Subtitle
 from hero_platform.store.annotations import table_entries
 from hero_platform.store.cache import ShardCache
 from hero_platform.store.manifest import ANNOTATIONS, INDEX, REJECTS, Manifest
 from hero_platform.store.mapped import DamagedError, MappedShard
+from hero_platform.store.media import MEDIA
 from hero_platform.store.shard import read_shard, row_checksum
 from hero_platform.store.split_tables import FOLDER, current_entry, read_split_rows
 from hero_platform.store.table import AnnotationTable, concatenate, numpy_of, offsets_of

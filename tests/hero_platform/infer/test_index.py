@@ -13,6 +13,8 @@ import hero_model
 from hero_platform import caches, home
 from hero_platform.infer import index as module
 from hero_platform.infer.searcher import Searcher
+from hero_platform.sources.base import Subtitle
+from hero_platform.sources.synthetic import SyntheticSource
 from hero_platform.store.reader import FeatureStore
 from jobs import train
 
@@ -121,6 +123,13 @@ def test_refusals(checkpoints, store, tmp_path):
     (other / "config.json").write_text(json.dumps(config | {"name": "changed"}))
     with pytest.raises(ValueError, match=r"config.json"):
         Searcher.open(str(other), store)
+
+
+def test_subtitles_are_those_of_the_source(store):
+    source = SyntheticSource(frame_dim=16, num_train=24, num_val=8, num_test=8)
+    for video in source.read(["train-000003", "val-000007"]):
+        said = store.subtitles(store.index.row_of[video.id])
+        assert said == [Subtitle(*line) for line in video.subtitles] and len(said) > 3
 
 
 def test_subtitles_and_timelines_of_an_answer(checkpoints, store):
