@@ -19,7 +19,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -79,7 +79,7 @@ def service(tiny_store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         patch.setenv("HERO_HOME", str(home))
         assert train.main(["finetune_synthetic", *settings, *quiet]) == 0
     films = home / "films"
-    asked = [video for _, video in questions(tiny_store)]
+    asked = [question.video for question in questions(tiny_store)]
     write_films(films, SyntheticSource(frame_dim=16, num_train=24, num_val=8, num_test=8), dict.fromkeys(asked))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -100,21 +100,33 @@ def service(tiny_store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         process.wait(60)
 
 
-def questions(store: str) -> list[tuple[str, str]]:
-    """A few sentences, and the videos that they are about."""
+class Asked(NamedTuple):
+    """A sentence, and the moment that it is about."""
+
+    sentence: str
+    video: str
+    start_s: float
+    end_s: float
+
+
+def questions(store: str) -> list[Asked]:
+    """A few that the model has learnt."""
     table = FeatureStore.open(store).annotations("moments", "train").table
-    return list(zip(table.column("text").to_pylist()[:6:2], table.column("video").to_pylist()[:6:2], strict=True))
+    columns = (table.column(name).to_pylist()[:6:2] for name in ("text", "video", "start_s", "end_s"))
+    return [Asked(*row) for row in zip(*columns, strict=True)]
 
 
 def test_programs_ask_it(service: Service):
     bearer = {"authorization": f"Bearer {TOKEN}"}
     assert service.ask("/healthz") == (200, b'{"status":"ok"}')
     assert service.ask("/api/status")[0] == service.ask("/api/search", {"question": "x"})[0] == 401
-    for sentence, video in questions(service.store):
-        status, body = service.ask("/api/search", {"question": sentence, "top": 3}, **bearer)
+    for asked in questions(service.store):
+        status, body = service.ask("/api/search", {"question": asked.sentence, "top": 3}, **bearer)
         found = json.loads(body)
-        assert status == 200 and found["moments"][0]["video"] == video and len(found["moments"]) == 3
-        url = found["moments"][0]["film"]["url"]
+        first = found["moments"][0]
+        assert status == 200 and len(found["moments"]) == 3
+        assert (first["video"], first["start_s"], first["end_s"]) == asked[1:]
+        url = first["film"]["url"]
         film = service.ask(url, **bearer)[1]
         assert service.ask(url, **bearer, range="bytes=100-199") == (206, film[100:200])
         assert service.ask(url, **bearer, range="bytes=999999999-")[0] == 416
@@ -188,17 +200,18 @@ def test_a_person_asks_in_a_browser(service: Service, page: Any):
     page.get_by_text("40 videos are searched.").wait_for()
     assert TOKEN not in page.url and TOKEN not in page.content()
 
-    sentence, video = questions(service.store)[1]
-    page.keyboard.type(sentence)
+    asked = questions(service.store)[1]
+    page.keyboard.type(asked.sentence)
     page.keyboard.press("Enter")
     first = page.locator("article").first
     first.wait_for()
-    assert page.locator("article").count() == 10 and first.locator(".video").inner_text() == video
-    found = json.loads(service.ask("/api/search", {"question": sentence}, authorization=f"Bearer {TOKEN}")[1])
+    assert page.locator("article").count() == 10 and first.locator(".video").inner_text() == asked.video
+    found = json.loads(service.ask("/api/search", {"question": asked.sentence}, authorization=f"Bearer {TOKEN}")[1])
     moment = found["moments"][0]
+    assert (moment["start_s"], moment["end_s"]) == (asked.start_s, asked.end_s)
     assert first.locator(".said li").count() == max(1, len(moment["subtitles"]))
     assert len(first.locator("polyline.start").get_attribute("points").split()) == 2 * len(
-        found["timelines"][video]["start"]
+        found["timelines"][asked.video]["start"]
     )
     player = first.locator("video")
     page.wait_for_function("v => v.readyState >= 2", arg=player.element_handle())
