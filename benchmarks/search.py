@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=100, help="asked one by one; through the API by each client")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8], help="that ask at the same time")
     parser.add_argument("--model", choices=("base", "debug"), default="base")
-    parser.add_argument("--threads", type=int, default=2, help="of the search")
+    parser.add_argument("--threads", type=int, default=1, help="of the search")
     parser.add_argument("--no-api", action="store_true")
     own = parser.parse_args()
     for videos in own.videos:

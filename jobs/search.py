@@ -19,6 +19,7 @@ from jobs.cli import Parser, add_checkpoint, add_json, checkpoint_of, program_of
 
 if TYPE_CHECKING:
     from hero_platform.infer.searcher import Answer, Searcher
+    from hero_platform.store.reader import FeatureStore
 
 PROGRAM = program_of("jobs.search")
 BATCH = 64  # questions that are searched at once
@@ -42,6 +43,7 @@ def add_store(built: argparse.ArgumentParser) -> None:
     built.add_argument("--store", required=True, metavar="PATH", help="the feature store whose videos are searched")
     built.add_argument("--tokenizer", metavar="PATH", help="the vocabulary, for a store that carries none")
     built.add_argument("--media", metavar="DIR", help="where the films lie, if not where the store was built from")
+    built.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each process that computes (1)")
     built.add_argument("--workers", type=int, default=0, metavar="N", help="build the index on N Ray workers (0: here)")
 
 
@@ -64,21 +66,28 @@ def _search(own: argparse.Namespace) -> int:
 def _job(own: argparse.Namespace) -> int:
     began = time.perf_counter()
     from hero_platform.infer.films import films_of
-    from hero_platform.infer.searcher import MOST, Searcher, as_json
+    from hero_platform.infer.search import threads
+    from hero_platform.infer.searcher import MOST, as_json
     from hero_platform.store.reader import FeatureStore
 
     questions = _questions(own)
-    if not 1 <= own.top <= MOST or own.workers < 0:
-        raise ValueError(f"--top {own.top} --workers {own.workers}: give 1 to {MOST} moments and at least 0 workers")
+    if not 1 <= own.top <= MOST or own.workers < 0 or own.threads < 1:
+        raise ValueError(
+            f"--top {own.top} --workers {own.workers} --threads {own.threads}: give 1 to {MOST} moments, at least 0 workers "
+            "and 1 thread"
+        )
     store = FeatureStore.open(own.store)
     media = films_of(store, own.media) if own.clip or own.media else None
     if own.clip and media is None:
         raise ValueError(f"{own.store} knows no films to cut moments from: name their folder with --media DIR")
-    searcher = Searcher.open(
-        checkpoint_of(own), store, vocabulary=own.tokenizer, workers=own.workers, show=True
-    )  # fmt: skip
-    ready = time.perf_counter()
-    found = [moments for first in range(0, len(questions), BATCH) for moments in _find(searcher, questions, first, own)]
+    with threads(own.threads):
+        searcher = _open(own, store)
+        ready = time.perf_counter()
+        found = [
+            moments
+            for first in range(0, len(questions), BATCH)
+            for moments in searcher.find(questions[first : first + BATCH], own.top)
+        ]
     search_s = time.perf_counter() - ready
     answers = [searcher.answers(moments) for moments in found]
     entries: list[dict[str, Any]] = []
@@ -100,8 +109,13 @@ def _job(own: argparse.Namespace) -> int:
     return 0
 
 
-def _find(searcher: Searcher, questions: Sequence[str], first: int, own: argparse.Namespace) -> list[Any]:
-    return searcher.find(questions[first : first + BATCH], own.top)
+def _open(own: argparse.Namespace, store: FeatureStore) -> Searcher:
+    """Read the model; map the index, or build it."""
+    from hero_platform.infer.searcher import Searcher
+
+    return Searcher.open(
+        checkpoint_of(own), store, vocabulary=own.tokenizer, workers=own.workers, threads=own.threads, show=True
+    )
 
 
 def _questions(own: argparse.Namespace) -> list[str]:

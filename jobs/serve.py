@@ -38,7 +38,6 @@ def parser() -> argparse.ArgumentParser:
     built.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     built.add_argument("--port", type=int, default=8000, metavar="N", help="port (8000)")
     built.add_argument("--replicas", type=int, default=1, metavar="N", help="processes that search (1)")
-    built.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each of them (1)")
     built.add_argument(
         "--reload-every", type=float, default=0.0, metavar="S",
         help="look each S seconds for a better checkpoint of --run, and change over to it (0: on SIGHUP only)",
@@ -151,12 +150,19 @@ def _check_port(host: str, port: int) -> None:
 
 def _prepare(own: argparse.Namespace, checkpoint: str) -> None:
     """Build the index of a checkpoint where there is none, so that replicas find it."""
+    from hero_platform.infer.search import threads
     from hero_platform.infer.searcher import Searcher
     from hero_platform.store.reader import FeatureStore
 
-    Searcher.open(
-        checkpoint, FeatureStore.open(own.store), vocabulary=own.tokenizer, workers=own.workers, show=True
-    )  # fmt: skip
+    with threads(own.threads):
+        Searcher.open(
+            checkpoint,
+            FeatureStore.open(own.store),
+            vocabulary=own.tokenizer,
+            workers=own.workers,
+            threads=own.threads,
+            show=True,
+        )
 
 
 def _reload(own: argparse.Namespace, now: str, use: Callable[[str], None]) -> str:

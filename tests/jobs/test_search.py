@@ -80,7 +80,10 @@ def test_moments_become_files(run: list[str], tmp_path: Path, capsys):
         (["x", "--questions", "f"], "give one sentence, or a file of them with --questions FILE"),
         ([" "], "the question is empty"),
         (["--questions", "/nowhere"], "/nowhere"),
-        (["x", "--top", "0"], "--top 0 --workers 0: give 1 to 100 moments"),
+        (
+            ["x", "--top", "0"],
+            "--top 0 --workers 0 --threads 1: give 1 to 100 moments, at least 0 workers and 1 thread",
+        ),
         (["x", "--media", "/nowhere"], "--media /nowhere is not a folder on this machine"),
         (["x", "--step", "7"], "there is no checkpoint of step 7"),
     ],
