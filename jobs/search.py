@@ -73,8 +73,8 @@ def _job(own: argparse.Namespace) -> int:
     questions = _questions(own)
     if not 1 <= own.top <= MOST or own.workers < 0 or own.threads < 1:
         raise ValueError(
-            f"--top {own.top} --workers {own.workers} --threads {own.threads}: give 1 to {MOST} moments, at least 0 workers "
-            "and 1 thread"
+            f"--top {own.top} --workers {own.workers} --threads {own.threads}: give 1 to {MOST} moments, "
+            "at least 0 workers and 1 thread"
         )
     store = FeatureStore.open(own.store)
     media = films_of(store, own.media) if own.clip or own.media else None

@@ -82,7 +82,7 @@ def test_moments_become_files(run: list[str], tmp_path: Path, capsys):
         (["--questions", "/nowhere"], "/nowhere"),
         (
             ["x", "--top", "0"],
-            "--top 0 --workers 0 --threads 1: give 1 to 100 moments, at least 0 workers and 1 thread",
+            "--top 0 --workers 0 --threads 1: give 1 to 100 moments, at least 0 workers",
         ),
         (["x", "--media", "/nowhere"], "--media /nowhere is not a folder on this machine"),
         (["x", "--step", "7"], "there is no checkpoint of step 7"),

@@ -226,7 +226,7 @@ def test_the_document_is_kept(site: TestClient):
     assert fields["Found"] == ["end_s", "film", "score", "start_s", "subtitles", "video"]
 
 
-@pytest.mark.parametrize("token", ["", TOKEN])
+@pytest.mark.parametrize("token", ["", pytest.param(TOKEN, marks=pytest.mark.slow)])
 def test_it_answers_as_its_document_says(searcher: Searcher, media: Media, token: str):
     """Schemathesis: whatever is asked, statuses, types and bodies are those of the document, and nothing fails."""
     app = make_app(Here(searcher), media, Access.of("127.0.0.1", token))
@@ -237,7 +237,9 @@ def test_it_answers_as_its_document_says(searcher: Searcher, media: Media, token
     for operation in operations:
 
         @given(case=operation.as_strategy())
-        @settings(max_examples=20, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(
+            max_examples=10 if not token else 30, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+        )
         def holds(case: Any) -> None:
             case.call_and_validate(headers=headers)
 
