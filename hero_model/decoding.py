@@ -59,16 +59,20 @@ def best_first(scores: Tensor, keep: int) -> Tensor:
     return keys.topk(min(keep, scores.shape[1]), dim=1).indices
 
 
-def best_spans(start_CL: Tensor, end_CL: Tensor, how: Decoding) -> tuple[Tensor, Tensor]:
-    """The best allowed spans by start times end probability: scores and cells, `[C, N]`.
+def span_scores(start_CL: Tensor, end_CL: Tensor, how: Decoding) -> Tensor:
+    """Start times end probability of every cell, -inf where no span is allowed: `[C, L * W]`.
 
-    A cell is `start * W + (last - start - shortest)`; scores of places beyond the allowed spans are -inf. Videos of
-    fewer than L frames have probability 0 behind their last one.
+    A cell is `start * W + (last - start - shortest)`. A video of fewer than L frames has probability 0 behind its last.
     """
     num_frames, width = start_CL.shape[1], how.longest - how.shortest
     padded = torch.nn.functional.pad(end_CL, (0, how.longest))
     windows_CLW = padded.unfold(1, width, 1)[:, how.shortest : how.shortest + num_frames]
     scores = (start_CL[:, :, None] * windows_CLW).flatten(1)
+    return scores.masked_fill_(scores <= 0, -torch.inf)
+
+
+def best_spans(start_CL: Tensor, end_CL: Tensor, how: Decoding) -> tuple[Tensor, Tensor]:
+    """The best allowed spans: scores and cells, `[C, N]`; -inf beyond the allowed spans."""
+    scores = span_scores(start_CL, end_CL, how)
     cells = best_first(scores, how.num_spans)
-    values = scores.gather(1, cells)
-    return values.masked_fill(values <= 0, -torch.inf), cells
+    return scores.gather(1, cells), cells
