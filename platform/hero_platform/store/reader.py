@@ -20,10 +20,12 @@ import pyarrow as pa
 from hero_model.config import TextIds
 from hero_model.packed.batch import VideoRows
 from hero_platform import files, transfer
+from hero_platform.sources.base import Subtitle
 from hero_platform.store.annotations import table_entries
 from hero_platform.store.cache import ShardCache
 from hero_platform.store.manifest import ANNOTATIONS, INDEX, REJECTS, Manifest
 from hero_platform.store.mapped import DamagedError, MappedShard
+from hero_platform.store.media import MEDIA
 from hero_platform.store.shard import read_shard, row_checksum
 from hero_platform.store.split_tables import FOLDER, current_entry, read_split_rows
 from hero_platform.store.table import AnnotationTable, concatenate, numpy_of, offsets_of
@@ -60,7 +62,7 @@ class StoreIndex:
     @cached_property
     def ids(self) -> np.ndarray:
         """[N] strings, as objects."""
-        return self.table.column("id").to_numpy(zero_copy_only=False)
+        return np.asarray(self.table.column("id").to_pylist(), dtype=object)  # `to_numpy` would import pandas
 
     @cached_property
     def splits(self) -> np.ndarray:
@@ -168,6 +170,10 @@ class FeatureStore:
             segment_frame_offsets=offsets_of(concatenate(num_frames, np.empty(0, np.int32))),
         )
 
+    def subtitles(self, row: int) -> list[Subtitle]:
+        """The subtitles of a video as its source wrote them, in order; those without text are left out."""
+        return self._shard(int(self.index.shards[row])).subtitles(int(self.index.rows[row]))
+
     def annotations(self, kind: str, split: str) -> AnnotationTable:
         """Open the current annotation table of a kind (moments, questions, statements, captions) and split.
 
@@ -189,6 +195,8 @@ class FeatureStore:
         """Hash every file the store vouches for and return a line per missing or changed one; empty is good."""
         expected = {shard.name: shard.sha256 for shard in self.manifest.shards}
         expected |= {INDEX: self.manifest.index_sha256, REJECTS: self.manifest.rejects_sha256}
+        if self.manifest.media_sha256:
+            expected[MEDIA] = self.manifest.media_sha256
         for entry in table_entries(self.root):
             expected[files.join(ANNOTATIONS, entry["kind"], entry["file"])] = entry["sha256"]
         if table := current_entry(self.root):
