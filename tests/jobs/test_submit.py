@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -147,3 +148,17 @@ def test_without_a_token_nothing_is_asked(capsys, monkeypatch, tmp_path):
         with answering(500, b"") as address:
             assert submit.main(["--address", address, "list"]) == 2
         assert f"there is no token in {tmp_path}/token: copy the cluster's there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variable", ["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"])
+def test_the_cluster_that_was_looked_at_is_the_one_that_gets_the_job(monkeypatch, variable):
+    """Ray's own client follows these variables even when it is given an address."""
+    import ray
+
+    from hero_platform.cluster.access import address_of, connect
+
+    body = json.dumps({"version": "4", "ray_version": ray.__version__}).encode()
+    with answering(200, body) as named, answering(200, body) as other:
+        monkeypatch.setenv(variable, other)
+        assert connect(address_of(named)).get_address() == named
+        assert os.environ[variable] == other

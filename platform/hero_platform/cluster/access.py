@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,7 +59,22 @@ def connect(address: str) -> JobSubmissionClient:
     _check(address, secret)
     from ray.job_submission import JobSubmissionClient
 
-    return JobSubmissionClient(address)
+    with _preferred(address):
+        return JobSubmissionClient(address)
+
+
+@contextlib.contextmanager
+def _preferred(address: str) -> Iterator[None]:
+    """Ray's client goes where `RAY_API_SERVER_ADDRESS`, else `RAY_ADDRESS`, says, whatever address it is given."""
+    name = "RAY_API_SERVER_ADDRESS"
+    before = os.environ.get(name)
+    os.environ[name] = address
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 def _check(address: str, secret: str) -> None:

@@ -51,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def is_lost(code: int | None) -> bool:
+def is_lost(code: int) -> bool:
     """Whether an exit code says that a process was killed, and did not end by itself."""
-    return code is None or code < 0 or (code > 128 and code not in (128 + signal.SIGINT, 128 + signal.SIGTERM))
+    return code < 0 or (code > 128 and code not in (128 + signal.SIGINT, 128 + signal.SIGTERM))
 
 
 def _run(asked: Sequence[str], retries: int, log: str) -> tuple[int, int]:

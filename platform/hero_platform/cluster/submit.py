@@ -62,6 +62,7 @@ class Attempt:
     exit_code: int | None
     started_ms: int
     ended_ms: int | None
+    error: str = ""  # what kind of failure Ray calls it
 
     @property
     def over(self) -> bool:
@@ -183,4 +184,5 @@ def _attempt(details: JobDetails) -> Attempt:
         exit_code=details.driver_exit_code,
         started_ms=details.start_time or 0,
         ended_ms=details.end_time,
+        error=details.error_type or "",
     )
