@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PROGRAM = program_of("jobs.submit")
 JOBS = ("train", "tune", "build_store", "evaluate")
 VERBS = ("list", "logs", "stop")
+OWN = ("--address", "--detach", "--again", "--retries", "--attach")  # flags that no job has
 Needs = tuple[str, float, float]  # name of a job; CPUs and GPUs of its driver, 0: on the head, its work is elsewhere
 
 
@@ -65,22 +66,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _job(own: argparse.Namespace) -> int:
-    from hero_platform.cluster.access import address_of, connect
+    from hero_platform.cluster.access import ClusterError, address_of, connect, in_one_sentence
 
     address = address_of(own.address)
+    job = None
     if own.what in JOBS:
         job, dry = _asked(own)
         if dry:
             return _show(own, job, address)
-        return _submit(own, connect(address), job)
+    try:
+        client = connect(address)
+        with in_one_sentence(address):
+            return _submit(own, client, job) if job else _known(own, client)
+    except ClusterError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+
+
+def _known(own: argparse.Namespace, client: JobSubmissionClient) -> int:
+    """What is asked of jobs that the cluster knows."""
     from hero_platform import home
     from hero_platform.cluster.submit import attempts, newest
 
     if own.what == "list":
-        return _list(own, attempts(connect(address)))
+        return _list(own, attempts(client))
     name = own.attach or own.words[0]
     home.check_name("job", name)
-    client = connect(address)
     attempt = newest(client, name)
     if own.what == "stop":
         return _stop(own, client, attempt)
@@ -106,6 +117,8 @@ def _asked(own: argparse.Namespace) -> tuple[Job, bool]:
                 f"{shown} was given with a credential in it, and a job's words are kept and shown on the cluster: "
                 "set it in the environment of the cluster's nodes"
             )
+        if (flag := word.partition("=")[0]) in OWN:
+            raise ValueError(f"{flag} stands before the job: `{PROGRAM} {flag} ... {own.what} ...`")
     name, cpus, gpus = _KINDS[own.what](own.words)
     home.check_name("job", name)
     taken = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -143,8 +156,11 @@ def _evaluate(words: list[str]) -> Needs:
     from jobs import evaluate
 
     own = evaluate.parser().parse_args(words)
-    of = own.run or own.checkpoint.rstrip("/").rsplit("/", 1)[-1]
-    return f"evaluate-{of}-{own.name or f'{own.corpus}-{own.split}'}", float(own.threads), 0.0
+    *folders, of = (own.run or own.checkpoint.rstrip("/")).split("/")
+    if len(folders) > 1 and folders[-1] == "checkpoints":  # those of several runs have the same names
+        of = f"{folders[-2]}-{of}"
+    variant = f"{f'-{own.step}' if own.step else ''}{evaluate.variant(own)}"  # others may run at the same time
+    return f"evaluate-{of}-{own.name or f'{own.corpus}-{own.split}{variant}'}", float(own.threads), 0.0
 
 
 def _build_store(words: list[str]) -> Needs:
@@ -153,8 +169,8 @@ def _build_store(words: list[str]) -> Needs:
     own = build_store.parser().parse_args(words)
     if own.command == "inspect":
         raise ValueError("build_store inspect only reads: run it here")
-    of = own.name or getattr(own, "feature_set", None) or own.command
-    return f"build_store-{own.corpus}-{of}", 0.0, 0.0
+    of = own.name if own.command != "annotations" else "-".join(filter(None, [own.command, own.split]))
+    return f"build_store-{own.corpus}-{of or own.feature_set or own.command}", 0.0, 0.0
 
 
 _KINDS: dict[str, Callable[[list[str]], Needs]] = {
@@ -225,7 +241,8 @@ def _follow(own: argparse.Namespace, client: JobSubmissionClient, attempt: Attem
         return 1, None
     except KeyboardInterrupt:
         if _wants_stop():
-            return _stop(own, client, attempt), None
+            _stop(own, client, attempt)
+            return 130, None
         print(f"\njob {attempt.name} goes on; {PROGRAM} --attach {attempt.name} follows it", file=sys.stderr)
         return 130, None
     return _ended(own, ended), ended

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 AGAIN_AFTER_S = 2.0
 GIVE_UP_S = 600.0
 OUTPUT_TRIES = 3  # in a row that showed nothing, after the end of an attempt
-FAILURES = (OSError, RuntimeError, aiohttp.ClientError)  # of a connection; RuntimeError: what the job server itself says
+FAILURES = (
+    OSError,
+    RuntimeError,
+    aiohttp.ClientError,
+)  # of a connection; RuntimeError: of the job server
 NEVER_BEGAN = frozenset(
     {
         "RUNTIME_ENV_SETUP_FAILURE",
@@ -36,12 +40,13 @@ class LostConnectionError(Exception):
 def follow(client: JobSubmissionClient, attempt: Attempt, out: TextIO | None = None) -> Attempt:
     """Show an attempt's output until it is over; returns how it ended.
 
-    Where the connection breaks, it goes on behind the last character that was shown. Output that went with the node that
-    had it is given up once the attempt is over.
+    Where the connection breaks, it goes on behind the last character that was shown. Output that went with
+    its node is given up once the attempt is over.
 
     Raises:
         LostConnectionError: the cluster has not answered for `GIVE_UP_S`.
         KeyboardInterrupt: Ctrl-C came; the job goes on.
+        BrokenPipeError: nobody reads what is shown any more; the job goes on.
     """
     stream = out or sys.stdout
     shown, silent_since, said, in_vain = 0, time.monotonic(), False, 0
@@ -62,6 +67,8 @@ def follow(client: JobSubmissionClient, attempt: Attempt, out: TextIO | None = N
         broken: Exception | None = None
         try:
             asyncio.run(show())
+        except BrokenPipeError:  # whoever reads our output has gone; what a connection raises is of another type
+            raise
         except FAILURES as error:  # also where the server is well, and the node that has the output is gone
             broken = error
             in_vain += 1

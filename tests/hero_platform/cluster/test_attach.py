@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from ray.job_submission import JobDetails, JobStatus, JobType
 from hero_platform.cluster import attach
 from hero_platform.cluster.attach import LostConnectionError, follow, went_with_its_node
 from hero_platform.cluster.submit import ATTEMPT, NAME, SUBMITTER, WORDS, Attempt
+from jobs import submit
 
 OUTPUT = "one\ntwo\nthree\n"
 ATTEMPT_OF = Attempt("j-a1", "j", 1, "[]", "u@h", "RUNNING", "", None, 0, None)
@@ -21,7 +23,9 @@ ATTEMPT_OF = Attempt("j-a1", "j", 1, "[]", "u@h", "RUNNING", "", None, 0, None)
 class Flaky:
     """In the place of Ray's client: each look at the log ends with the next of these errors."""
 
-    def __init__(self, *ends: tuple[int, Exception | None], status: Sequence[JobStatus] = (JobStatus.SUCCEEDED,)) -> None:
+    def __init__(
+        self, *ends: tuple[int, BaseException | None], status: Sequence[JobStatus] = (JobStatus.SUCCEEDED,)
+    ) -> None:
         self.ends, self.status = list(ends), list(status)
 
     async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
@@ -36,9 +40,7 @@ class Flaky:
             raise ConnectionResetError
         status = self.status[0] if len(self.status) == 1 else self.status.pop(0)
         kept = {NAME: "j", ATTEMPT: "1", WORDS: "[]", SUBMITTER: "u@h"}
-        return JobDetails(
-            type=JobType.SUBMISSION, submission_id=job_id, status=status, entrypoint="", metadata=kept
-        )
+        return JobDetails(type=JobType.SUBMISSION, submission_id=job_id, status=status, entrypoint="", metadata=kept)
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +89,25 @@ def test_only_what_was_lost_is_submitted_again(exit_code: int | None, error: str
     ended = replace(ATTEMPT_OF, status="FAILED", exit_code=exit_code, error=error)
     assert went_with_its_node(ended) is lost
     assert not went_with_its_node(replace(ended, status="STOPPED"))
+
+
+def test_nobody_reads_what_is_shown_any_more():
+    """`... | head`: that is no lost connection, which would be tried again."""
+
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        follow(Flaky((4, None)), ATTEMPT_OF, Closed())
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_after_ctrl_c_nothing_that_waits_for_the_job_goes_on(monkeypatch, stops: bool):
+    """The job did not succeed, whichever the answer was; a stop is sent for the one answer only."""
+    asked: list[str] = []
+    client = Flaky((0, KeyboardInterrupt()), status=(JobStatus.STOPPED,))
+    client.stop_job = asked.append
+    monkeypatch.setattr(submit, "_wants_stop", lambda: stops)
+    assert submit._follow(argparse.Namespace(json=None), client, ATTEMPT_OF) == (130, None)
+    assert asked == (["j-a1"] if stops else [])
