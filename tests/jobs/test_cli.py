@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
-TALKS = "from jobs.cli import run_job; raise SystemExit(run_job('it', lambda: [print('x' * 9999) for _ in range(99)] and 0))"
+TALKS = """
+from jobs.cli import run_job
+raise SystemExit(run_job("it", lambda: [print("x" * 9999) for _ in range(99)] and 0))
+"""
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():
