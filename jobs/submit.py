@@ -160,7 +160,11 @@ def _evaluate(words: list[str]) -> Needs:
     if len(folders) > 1 and folders[-1] == "checkpoints":  # those of several runs have the same names
         of = f"{folders[-2]}-{of}"
     variant = f"{f'-{own.step}' if own.step else ''}{evaluate.variant(own)}"  # others may run at the same time
-    return f"evaluate-{of}-{own.name or f'{own.corpus}-{own.split}{variant}'}", float(own.threads), 0.0
+    return (
+        f"evaluate-{of}-{own.name or f'{own.corpus}-{own.split}{variant}'}",
+        0.0 if own.workers else float(own.threads),
+        0.0,
+    )
 
 
 def _build_store(words: list[str]) -> Needs:

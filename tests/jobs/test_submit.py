@@ -61,6 +61,7 @@ def dry(tmp_path: Path, *words: str) -> dict:
         ("evaluate --run r --corpus tvr --split val", "evaluate-r-tvr-val", 1),
         ("evaluate --checkpoint a/step_00000010/ --corpus tvr --split val", "evaluate-step_00000010-tvr-val", 1),
         ("evaluate --run r --corpus tvr --split val --step last --nms 0.5", "evaluate-r-tvr-val-last-nms_0.5", 1),
+        ("evaluate --run r --corpus tvr --split val --workers 9 --threads 2", "evaluate-r-tvr-val", 0),
         ("evaluate --checkpoint h/r/checkpoints/step_1 --corpus c --split val", "evaluate-r-step_1-c-val", 1),
         ("build_store synthetic --corpus c --name x", "build_store-c-x", 0),
         ("build_store annotations --corpus tvr --split val f.jsonl", "build_store-tvr-annotations-val", 0),
