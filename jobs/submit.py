@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _job(own: argparse.Namespace) -> int:
+    from hero_platform import home
     from hero_platform.cluster.access import ClusterError, address_of, connect, in_one_sentence
 
     address = address_of(own.address)
@@ -74,6 +75,8 @@ def _job(own: argparse.Namespace) -> int:
         job, dry = _asked(own)
         if dry:
             return _show(own, job, address)
+    elif own.what != "list":
+        home.check_name("job", own.attach or own.words[0])
     try:
         client = connect(address)
         with in_one_sentence(address):
@@ -85,14 +88,11 @@ def _job(own: argparse.Namespace) -> int:
 
 def _known(own: argparse.Namespace, client: JobSubmissionClient) -> int:
     """What is asked of jobs that the cluster knows."""
-    from hero_platform import home
     from hero_platform.cluster.submit import attempts, newest
 
     if own.what == "list":
         return _list(own, attempts(client))
-    name = own.attach or own.words[0]
-    home.check_name("job", name)
-    attempt = newest(client, name)
+    attempt = newest(client, own.attach or own.words[0])
     if own.what == "stop":
         return _stop(own, client, attempt)
     if own.what == "logs":
@@ -153,10 +153,14 @@ def _tune(words: list[str]) -> Needs:
 
 
 def _evaluate(words: list[str]) -> Needs:
+    from hero_platform import home
     from jobs import evaluate
 
     own = evaluate.parser().parse_args(words)
-    *folders, of = (own.run or own.checkpoint.rstrip("/")).split("/")
+    for what, name in (("run", own.run), ("corpus", own.corpus), ("split", own.split), ("evaluation", own.name)):
+        if name:
+            home.check_name(what, name)
+    *folders, of = [own.run] if own.run else own.checkpoint.rstrip("/").split("/")
     if len(folders) > 1 and folders[-1] == "checkpoints":  # those of several runs have the same names
         of = f"{folders[-2]}-{of}"
     variant = f"{f'-{own.step}' if own.step else ''}{evaluate.variant(own)}"  # others may run at the same time
@@ -168,11 +172,15 @@ def _evaluate(words: list[str]) -> Needs:
 
 
 def _build_store(words: list[str]) -> Needs:
+    from hero_platform import home
     from jobs import build_store
 
     own = build_store.parser().parse_args(words)
     if own.command == "inspect":
         raise ValueError("build_store inspect only reads: run it here")
+    home.check_name("corpus", own.corpus)
+    if own.name:
+        home.check_name("store", own.name)
     of = own.name if own.command != "annotations" else "-".join(filter(None, [own.command, own.split]))
     return f"build_store-{own.corpus}-{of or own.feature_set or own.command}", 0.0, 0.0
 
