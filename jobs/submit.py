@@ -272,13 +272,16 @@ def _wants_stop() -> bool:
 
 def _stop(own: argparse.Namespace, client: JobSubmissionClient, attempt: Attempt) -> int:
     from hero_platform.cluster.attach import wait
-    from hero_platform.cluster.submit import stop
+    from hero_platform.cluster.submit import refreshed, stop
 
-    if attempt.over:
-        print(f"job {attempt.name} is over already: {attempt.status.lower()}")
+    now = refreshed(client, attempt)
+    if now.over:
+        print(f"job {attempt.name} is over already: {now.status.lower()}")
         return 0
     stop(client, attempt)
-    print(f"job {attempt.name} was asked to commit and end", file=sys.stderr)
+    pending = now.status == "PENDING"  # Ray tells a job that has not begun only when it does
+    what = "waits for a machine, and ends as soon as it has one" if pending else "was asked to commit and end"
+    print(f"job {attempt.name} {what}", file=sys.stderr)
     _ended(own, wait(client, attempt))
     return 0
 

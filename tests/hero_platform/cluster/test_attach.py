@@ -106,8 +106,23 @@ def test_nobody_reads_what_is_shown_any_more():
 def test_after_ctrl_c_nothing_that_waits_for_the_job_goes_on(monkeypatch, stops: bool):
     """The job did not succeed, whichever the answer was; a stop is sent for the one answer only."""
     asked: list[str] = []
-    client = Flaky((0, KeyboardInterrupt()), status=(JobStatus.STOPPED,))
+    client = Flaky((0, KeyboardInterrupt()), status=(JobStatus.RUNNING, JobStatus.STOPPED))
     client.stop_job = asked.append
     monkeypatch.setattr(submit, "_wants_stop", lambda: stops)
     assert submit._follow(argparse.Namespace(json=None), client, ATTEMPT_OF) == (130, None)
     assert asked == (["j-a1"] if stops else [])
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (JobStatus.PENDING, "job j waits for a machine, and ends as soon as it has one"),
+        (JobStatus.RUNNING, "job j was asked to commit and end"),
+        (JobStatus.SUCCEEDED, "job j is over already: succeeded"),
+    ],
+)
+def test_a_stop_says_what_it_waits_for(status: JobStatus, said: str, capsys):
+    client = Flaky(status=(status, JobStatus.STOPPED))
+    client.stop_job = lambda job: None
+    assert submit._stop(argparse.Namespace(json=None), client, ATTEMPT_OF) == 0
+    assert said in "".join(capsys.readouterr())
