@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -23,10 +23,11 @@ import pyarrow as pa
 
 from hero_platform import files
 from hero_platform.ray_cluster import cluster, joined
-from hero_platform.sources.base import Planned, RawVideo, Reject, Source
+from hero_platform.sources.base import FilmSource, Planned, RawVideo, Reject, Source
 from hero_platform.store import plan as planning
 from hero_platform.store.annotations import ipc_bytes, write_annotations
 from hero_platform.store.manifest import INDEX, MANIFEST, REJECTS, SHARDS, Manifest
+from hero_platform.store.media import MEDIA, media_bytes
 from hero_platform.store.plan import Plan
 from hero_platform.store.rows import RowRules, VideoRow, make_row
 from hero_platform.store.schema import INDEX_SCHEMA
@@ -63,6 +64,7 @@ def build(
     keep_float32: bool = False,
     workers: int = 2,
     progress: bool = True,
+    record: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Build the store at `out`, or continue an interrupted build of the same input there.
 
@@ -76,6 +78,7 @@ def build(
         keep_float32: store features as float32, not float16.
         workers: tasks at once; each holds up to `shard_bytes`. Ray is started here unless it already runs.
         progress: show a bar with rate and time left on stderr.
+        record: what the manifest's build entry shall say besides.
 
     Raises:
         ValueError: the source is unusable, has no good video, or `out` holds another build.
@@ -107,7 +110,7 @@ def build(
         files.remove_partial(files.join(out, SHARDS))
         rules = RowRules(plan.frame_dim, settings.dtype, settings.tokenizer)
         infos = _build_shards(source, out, plan, rules, where, slots, progress)
-    return _publish(source, out, plan, infos, settings, where, time.monotonic() - started)
+    return _publish(source, out, plan, infos, settings, where, time.monotonic() - started, record or {})
 
 
 @contextmanager
@@ -257,7 +260,14 @@ def _build_shards(
 
 
 def _publish(
-    source: Source, out: str, plan: Plan, infos: list[ShardInfo], settings: BuildSettings, where: str, seconds: float
+    source: Source,
+    out: str,
+    plan: Plan,
+    infos: list[ShardInfo],
+    settings: BuildSettings,
+    where: str,
+    seconds: float,
+    record: Mapping[str, Any],
 ) -> Manifest:
     """Write index, annotations, rejects and, last, the manifest."""
     index = _index(infos)
@@ -280,11 +290,21 @@ def _publish(
         rejects_sha256=hashlib.sha256(rejects_bytes).hexdigest(),
         num_rejects=len(rejects),
         source=plan.settings["source"],
-        build=_record(infos, seconds),
+        build={**_record(infos, seconds), **record},
+        media_sha256=_write_media(source, out, known),
     )
     settings.tokenizer.write(out)
     manifest.write(out)
     return manifest
+
+
+def _write_media(source: Source, out: str, known: Set[str]) -> str:
+    """Write where the store's videos come from, if the source has films; returns the digest of that."""
+    if not isinstance(source, FilmSource):
+        return ""
+    data = media_bytes(clip for clip in source.clips() if clip.video_id in known)
+    files.write_bytes(files.join(out, MEDIA), data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def _index(infos: list[ShardInfo]) -> pa.RecordBatch:

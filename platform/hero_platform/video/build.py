@@ -1,0 +1,154 @@
+"""A folder of films to a feature store: found, decoded, encoded, heard where they have no subtitles, then built."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hero_platform import files
+from hero_platform.sources.base import Reject
+from hero_platform.sources.splits import describe_paths
+from hero_platform.sources.video import VideoSource
+from hero_platform.store import plan as planning
+from hero_platform.store.build import SHARD_BYTES, build, ray_cluster
+from hero_platform.store.manifest import MANIFEST, Manifest
+from hero_platform.store.media import ROOT
+from hero_platform.store.tokens import TokenizerSpec
+from hero_platform.video import encoders
+from hero_platform.video.decoder import Limits
+from hero_platform.video.extract import Job, Pools, extract
+from hero_platform.video.films import Film, describe_films, find_films
+from hero_platform.video.views import chunk_intervals
+from hero_platform.video.work import Work
+
+DEFAULT_CLIP_S = 60.0  # as the official HowTo100M data (hero.md 5.4)
+
+
+@dataclass(frozen=True)
+class FilmSettings:
+    """What decides the features and texts of a store, besides the films."""
+
+    root: str
+    encoders: tuple[str, ...] = ()  # in the order of their features; none: the one that works offline
+    interval_s: float = 1.5
+    clip_s: float = DEFAULT_CLIP_S  # 0: films are never cut
+    languages: tuple[str, ...] = ("en", "eng")
+    by_path: bool = False  # ids are paths, not names
+    speech: str = ""  # folder of a speech model
+    splits: tuple[str, ...] = ()
+    limits: Limits = Limits()
+
+    @property
+    def place(self) -> str:
+        """The root as the store keeps it: absolute."""
+        return self.root.rstrip("/") if files.is_remote(self.root) else os.path.abspath(self.root)
+
+    @property
+    def clip_intervals(self) -> int:
+        """Intervals of a clip; 0: all.
+
+        Raises:
+            ValueError: a clip would be shorter than an interval.
+        """
+        if self.interval_s <= 0 or self.clip_s < 0 or 0 < self.clip_s < self.interval_s:
+            raise ValueError(f"clips of {self.clip_s:g} s at {self.interval_s:g} s an interval: neither can be so short")
+        return int(self.clip_s / self.interval_s + 1e-9)
+
+    def find(self) -> tuple[list[Film], list[Reject]]:
+        """The films, and what cannot be one. Raises ValueError: there is none."""
+        return find_films(self.place, self.languages, by_path=self.by_path)
+
+
+def build_from_films(
+    settings: FilmSettings,
+    out: str,
+    *,
+    corpus: str,
+    feature_set: str,
+    tokenizer: TokenizerSpec,
+    pools: Pools,
+    shard_bytes: int = SHARD_BYTES,
+    keep_float32: bool = False,
+    progress: bool = True,
+) -> Manifest:
+    """Build the store at `out`, or go on with an interrupted build of the same films there, film by film.
+
+    Args:
+        settings: the films, and how they become features.
+        pools: how many decode and encode at once.
+        out, corpus, feature_set, tokenizer, shard_bytes, keep_float32, progress: as in `store.build.build`.
+
+    Raises:
+        ValueError: there are no films, an encoder cannot be had, or `out` holds another build.
+    """
+    films, rejects = settings.find()
+    joined = encoders.load(settings.encoders)
+    described = _describe(settings, films, encoders.describe(joined))
+    dtype = "float32" if keep_float32 else "float16"
+    plan = planning.describe_settings(corpus, feature_set, dtype, shard_bytes, tokenizer.describe(), described)
+    if planning.has_settings(out, plan) and files.exists(files.join(out, MANIFEST)):
+        return Manifest.read(out)
+    views = tuple(encoder.view for encoder in joined.encoders)
+    job = Job(
+        root=settings.place,
+        work=Work.open(out, _extracted_by(described)),
+        encoders=settings.encoders,
+        described=json.dumps(described["encoders"]),
+        views=views,
+        interval_s=settings.interval_s,
+        languages=settings.languages,
+        limits=settings.limits,
+    )
+    cores = pools.decoders + (0 if pools.gpus_per_encoder else pools.encoders)
+    with ray_cluster(cores):
+        records, bad, took = extract(films, job, pools, progress=progress)
+        source = VideoSource(
+            root=settings.place,
+            work=job.work,
+            records=tuple(records),
+            rejects=(*rejects, *bad),
+            described=described,
+            width=joined.width,
+            chunk_intervals=chunk_intervals(views),
+            interval_s=settings.interval_s,
+            clip_intervals=settings.clip_intervals,
+            splits=settings.splits,
+        )
+        manifest = build(
+            source,
+            out,
+            corpus=corpus,
+            feature_set=feature_set,
+            tokenizer=tokenizer,
+            shard_bytes=shard_bytes,
+            keep_float32=keep_float32,
+            workers=cores,
+            progress=progress,
+            record={"extraction": took},
+        )
+    job.work.remove()
+    return manifest
+
+
+def _describe(settings: FilmSettings, films: list[Film], described: list[dict[str, Any]]) -> dict[str, Any]:
+    """The manifest's source entry."""
+    return {
+        "kind": "video",
+        "features": files.name_of(settings.place),
+        ROOT: settings.place,
+        "films_sha256": describe_films(settings.place, films),
+        "encoders": described,
+        "interval_s": settings.interval_s,
+        "clip_s": settings.clip_s,
+        "languages": list(settings.languages),
+        "ids": "path" if settings.by_path else "name",
+        "splits": describe_paths(settings.splits) or "train",
+    }
+
+
+def _extracted_by(described: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the settings decides the files in the work folder."""
+    return {name: described[name] for name in (ROOT, "encoders", "interval_s", "languages")}
