@@ -1,4 +1,4 @@
-"""Films whose features were extracted, as a source: clips with their subtitles (`hero_platform.video` does the rest)."""
+"""Films whose features were extracted, as a source: clips with their subtitles (the rest is in `video/`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Place(NamedTuple):
 
 @dataclass(frozen=True)
 class VideoSource:
-    """Clips `<film>.<k>` of `clip_intervals` intervals (0: films are never cut); a film that is one clip keeps its id."""
+    """Clips `<film>.<k>` of `clip_intervals` intervals (0: films are never cut); one that is one clip keeps its id."""
 
     root: str  # of the films
     work: Work

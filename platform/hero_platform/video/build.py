@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hero_platform import files
@@ -15,14 +16,17 @@ from hero_platform.sources.video import VideoSource
 from hero_platform.store import plan as planning
 from hero_platform.store.build import SHARD_BYTES, build, ray_cluster
 from hero_platform.store.manifest import MANIFEST, Manifest
-from hero_platform.store.media import ROOT
+from hero_platform.store.media import ENCODERS, ROOT
 from hero_platform.store.tokens import TokenizerSpec
 from hero_platform.video import encoders
 from hero_platform.video.decoder import Limits
 from hero_platform.video.extract import Job, Pools, extract
 from hero_platform.video.films import Film, describe_films, find_films
+from hero_platform.video.speech import describe_speech, listen
 from hero_platform.video.views import chunk_intervals
 from hero_platform.video.work import Work
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_CLIP_S = 60.0  # as the official HowTo100M data (hero.md 5.4)
 
@@ -39,7 +43,7 @@ class FilmSettings:
     by_path: bool = False  # ids are paths, not names
     speech: str = ""  # folder of a speech model
     splits: tuple[str, ...] = ()
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def place(self) -> str:
@@ -54,7 +58,7 @@ class FilmSettings:
             ValueError: a clip would be shorter than an interval.
         """
         if self.interval_s <= 0 or self.clip_s < 0 or 0 < self.clip_s < self.interval_s:
-            raise ValueError(f"clips of {self.clip_s:g} s at {self.interval_s:g} s an interval: neither can be so short")
+            raise ValueError(f"clips of {self.clip_s:g} s at {self.interval_s:g} s a frame: one of them is too short")
         return int(self.clip_s / self.interval_s + 1e-9)
 
     def find(self) -> tuple[list[Film], list[Reject]]:
@@ -78,15 +82,22 @@ def build_from_films(
 
     Args:
         settings: the films, and how they become features.
+        out: a folder or `s3://` URL, as in `store.build.build`; the work folder stands beside it.
+        corpus: as there.
+        feature_set: as there.
+        tokenizer: as there.
         pools: how many decode and encode at once.
-        out, corpus, feature_set, tokenizer, shard_bytes, keep_float32, progress: as in `store.build.build`.
+        shard_bytes: as there.
+        keep_float32: as there.
+        progress: as there.
 
     Raises:
         ValueError: there are no films, an encoder cannot be had, or `out` holds another build.
     """
     films, rejects = settings.find()
+    speech = _speech_model(settings.speech)
     joined = encoders.load(settings.encoders)
-    described = _describe(settings, films, encoders.describe(joined))
+    described = _describe(settings, films, encoders.describe(joined), speech)
     dtype = "float32" if keep_float32 else "float16"
     plan = planning.describe_settings(corpus, feature_set, dtype, shard_bytes, tokenizer.describe(), described)
     if planning.has_settings(out, plan) and files.exists(files.join(out, MANIFEST)):
@@ -96,7 +107,7 @@ def build_from_films(
         root=settings.place,
         work=Work.open(out, _extracted_by(described)),
         encoders=settings.encoders,
-        described=json.dumps(described["encoders"]),
+        described=json.dumps(described[ENCODERS]),
         views=views,
         interval_s=settings.interval_s,
         languages=settings.languages,
@@ -105,6 +116,12 @@ def build_from_films(
     cores = pools.decoders + (0 if pools.gpus_per_encoder else pools.encoders)
     with ray_cluster(cores):
         records, bad, took = extract(films, job, pools, progress=progress)
+        silent = [record.film for record in records if not (record.film.sidecar or record.subtitles)]
+        if silent and speech:
+            heard = listen(silent, settings.speech, job, pools)
+            logger.warning("%d of %d films without subtitles have speech", heard, len(silent))
+        elif silent:
+            logger.warning("%d films have no subtitles and stay without text: --speech names a model", len(silent))
         source = VideoSource(
             root=settings.place,
             work=job.work,
@@ -133,17 +150,28 @@ def build_from_films(
     return manifest
 
 
-def _describe(settings: FilmSettings, films: list[Film], described: list[dict[str, Any]]) -> dict[str, Any]:
+def _speech_model(folder: str) -> dict[str, str] | None:
+    """The speech model, for the manifest; None where none is named or none is there, which one line says."""
+    if folder and not os.path.isdir(folder):
+        logger.warning("%s: no speech model there, so films without subtitles stay without text", folder)
+        return None
+    return describe_speech(folder) if folder else None
+
+
+def _describe(
+    settings: FilmSettings, films: list[Film], described: list[dict[str, Any]], speech: dict[str, str] | None
+) -> dict[str, Any]:
     """The manifest's source entry."""
     return {
         "kind": "video",
         "features": files.name_of(settings.place),
         ROOT: settings.place,
         "films_sha256": describe_films(settings.place, films),
-        "encoders": described,
+        ENCODERS: described,
         "interval_s": settings.interval_s,
         "clip_s": settings.clip_s,
         "languages": list(settings.languages),
+        "speech": speech,
         "ids": "path" if settings.by_path else "name",
         "splits": describe_paths(settings.splits) or "train",
     }
@@ -151,4 +179,4 @@ def _describe(settings: FilmSettings, films: list[Film], described: list[dict[st
 
 def _extracted_by(described: Mapping[str, Any]) -> dict[str, Any]:
     """What of the settings decides the files in the work folder."""
-    return {name: described[name] for name in (ROOT, "encoders", "interval_s", "languages")}
+    return {name: described[name] for name in (ROOT, ENCODERS, "interval_s", "languages", "speech")}

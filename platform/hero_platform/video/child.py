@@ -31,7 +31,9 @@ def main() -> None:
     except ValueError as error:
         _send(out, {"kind": "reject", "reason": str(error)})
     except (MemoryError, av.error.MemoryError):
-        _send(out, {"kind": "reject", "reason": f"decoding it takes more than {request['max_bytes'] >> 20} MB of memory"})
+        _send(
+            out, {"kind": "reject", "reason": f"decoding it takes more than {request['max_bytes'] >> 20} MB of memory"}
+        )
     except (av.error.FFmpegError, OSError) as error:
         _send(out, {"kind": "reject", "reason": f"it cannot be decoded: {error.strerror or error}"})
     out.flush()

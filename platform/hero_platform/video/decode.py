@@ -15,7 +15,7 @@ import av
 import av.error
 import numpy as np
 
-from hero_platform.video.views import View, num_intervals
+from hero_platform.video.views import SOUND_RATE, View, num_intervals
 
 # Only what is a film by itself: a playlist under the name of a film could name other files, or hosts
 _FORMATS = "matroska,webm,mov,mp4,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,m4v,h264,hevc,gif"
@@ -24,7 +24,6 @@ _MAX_PIXELS = 8192 * 8192
 _SHARE_LOST = 0.1  # of what the container promises, or of packets, that may be missing or damaged
 _TEXT_TRACKS = frozenset(("mov_text", "subrip", "srt", "ass", "ssa", "webvtt", "text"))
 _ASS_MARKUP = re.compile(r"\{\\[^}]*\}")
-SOUND_RATE = 16_000
 
 
 @dataclass

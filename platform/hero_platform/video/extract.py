@@ -109,7 +109,7 @@ def extract(
                     rejects.append(Reject(film.id, film.file, end["reject"]))
                     continue
                 cues = end.pop("subtitles")
-                records[film] = FilmRecord(film, **end)
+                records[film] = FilmRecord(film, subtitles=len(cues), **end)
                 job.work.finish(records[film], cues)
     took = {"seconds": time.monotonic() - started, "film_seconds": state.seconds, "cores": cores}
     return [records[film] for film in films if film in records], rejects, took

@@ -15,8 +15,10 @@ from hero_platform.store.manifest import canonical_json
 from hero_platform.store.rows import is_text
 
 SUFFIXES = frozenset(
-    (".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts")
-    + (".ogv", ".ts", ".vob", ".webm", ".wmv")
+    {
+        *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"),
+        *(".ogv", ".ts", ".vob", ".webm", ".wmv"),
+    }
 )
 _SUBTITLES = (".srt", ".vtt")
 
@@ -47,6 +49,8 @@ def find_films(root: str, languages: Sequence[str], *, by_path: bool = False) ->
     Raises:
         ValueError: nothing is there, or no film.
     """
+    found: dict[str, int]
+    rejects: list[Reject]
     if files.is_remote(root):
         found, rejects = {name: entry.bytes for name, entry in files.entries(root).items()}, []
     elif os.path.isdir(root):

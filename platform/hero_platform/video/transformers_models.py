@@ -16,7 +16,9 @@ from hero_platform import files
 from hero_platform.video.encoders import normalised, preprocessing
 from hero_platform.video.views import View
 
-_FIRST_TOKEN = frozenset(("beit", "clip_vision_model", "deit", "dinov2", "dinov3_vit", "timesformer", "vit", "vit_msn", "vivit"))
+_FIRST_TOKEN = frozenset(
+    ("beit", "clip_vision_model", "deit", "dinov2", "dinov3_vit", "timesformer", "vit", "vit_msn", "vivit")
+)
 _HALF = (0.5, 0.5, 0.5)  # mean and deviation where a folder has no preprocessor_config.json
 
 
@@ -78,7 +80,9 @@ def _downloaded(name: str) -> str:
         return str(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
     except (OSError, HFValidationError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"encoder {name}: no such folder, and the Hugging Face hub did not give it: {reason}") from error
+        raise ValueError(
+            f"encoder {name}: no such folder, and the Hugging Face hub did not give it: {reason}"
+        ) from error
 
 
 def _loaded(folder: str) -> tuple[Any, str]:

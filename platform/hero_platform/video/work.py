@@ -35,6 +35,7 @@ class FilmRecord:
     frames: int  # pictures decoded
     damaged: int  # packets that could not be
     chunks: int  # files of features
+    subtitles: int  # found inside the film
 
 
 @dataclass(frozen=True)
