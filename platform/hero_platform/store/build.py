@@ -110,7 +110,7 @@ def build(
         files.remove_partial(files.join(out, SHARDS))
         rules = RowRules(plan.frame_dim, settings.dtype, settings.tokenizer)
         infos = _build_shards(source, out, plan, rules, where, slots, progress)
-    return _publish(source, out, plan, infos, settings, where, time.monotonic() - started, record or {})
+    return _publish(source, out, plan, infos, settings, where, time.monotonic() - started, record)
 
 
 @contextmanager
@@ -267,7 +267,7 @@ def _publish(
     settings: BuildSettings,
     where: str,
     seconds: float,
-    record: Mapping[str, Any],
+    record: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Write index, annotations, rejects and, last, the manifest."""
     index = _index(infos)
@@ -290,7 +290,7 @@ def _publish(
         rejects_sha256=hashlib.sha256(rejects_bytes).hexdigest(),
         num_rejects=len(rejects),
         source=plan.settings["source"],
-        build={**_record(infos, seconds), **record},
+        build={**_record(infos, seconds), **(record or {})},
         media_sha256=_write_media(source, out, known),
     )
     settings.tokenizer.write(out)
