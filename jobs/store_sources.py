@@ -93,7 +93,7 @@ def _lmdb(own: argparse.Namespace, stack: ExitStack) -> Chosen:
     )
     folder = str(source.provenance()["features"]).rsplit("/", 1)[-1]
     name = own.feature_set if is_database and own.feature_set else folder.removesuffix("_compressed")
-    return source, tokenizer_of(own, source.text_ids), name
+    return source, _tokenizer(own, source.text_ids), name
 
 
 def _npz(own: argparse.Namespace, stack: ExitStack) -> Chosen:
@@ -110,7 +110,7 @@ def _npz(own: argparse.Namespace, stack: ExitStack) -> Chosen:
         splits=tuple(own.splits),
         interval_s=own.interval,
     )
-    return source, tokenizer_of(own, TextIds()), own.feature_set or files.name_of(own.features[0])
+    return source, _tokenizer(own, TextIds()), own.feature_set or files.name_of(own.features[0])
 
 
 def _conquer(own: argparse.Namespace, stack: ExitStack) -> Chosen:
@@ -128,7 +128,7 @@ def _conquer(own: argparse.Namespace, stack: ExitStack) -> Chosen:
         raise ValueError(f"{own.path}: {error}") from error
     print(f"found    {' + '.join(map(str, parts))}")
     source = ConquerSource(folder, parts, own.subtitles, tuple(own.splits), interval_s=own.interval)
-    return source, tokenizer_of(own, TextIds()), own.feature_set or f"{VERSION}_{own.interval:g}"
+    return source, _tokenizer(own, TextIds()), own.feature_set or f"{VERSION}_{own.interval:g}"
 
 
 def _synthetic(own: argparse.Namespace, stack: ExitStack) -> Chosen:
@@ -161,7 +161,7 @@ def _check_subtitles(own: argparse.Namespace) -> None:
         raise ValueError("subtitles need --tokenizer DIR, a folder with RoBERTa's vocabulary")
 
 
-def tokenizer_of(own: argparse.Namespace, text_ids: TextIds) -> TokenizerSpec:
+def _tokenizer(own: argparse.Namespace, text_ids: TextIds) -> TokenizerSpec:
     """RoBERTa's, or none but its special ids."""
     from hero_platform.store.tokens import TokenizerSpec
 

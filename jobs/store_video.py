@@ -7,7 +7,6 @@ import re
 from typing import TYPE_CHECKING
 
 from jobs.cli import write_json
-from jobs.store_sources import tokenizer_of
 
 if TYPE_CHECKING:
     from hero_platform.store.manifest import Manifest
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 def build_video(own: argparse.Namespace, out: str, feature_set: str) -> Manifest | None:
     """Build the store, or say what would be built (None)."""
     from hero_model.config import TextIds
+    from hero_platform.store.tokens import TokenizerSpec
     from hero_platform.video.build import build_from_films
     from hero_platform.video.extract import Pools
 
@@ -29,7 +29,7 @@ def build_video(own: argparse.Namespace, out: str, feature_set: str) -> Manifest
         out,
         corpus=own.corpus,
         feature_set=feature_set,
-        tokenizer=tokenizer_of(own, TextIds()),
+        tokenizer=TokenizerSpec.read(own.tokenizer) if own.tokenizer else TokenizerSpec.ids_only(TextIds()),
         pools=Pools(own.workers, own.encoder_workers, own.encoder_gpus),
         shard_bytes=int(own.shard_mb * 1e6),
         keep_float32=own.keep_float32,

@@ -37,6 +37,7 @@ class VideoSource:
     chunk_intervals: int
     interval_s: float
     clip_intervals: int
+    with_text: bool = True  # False: subtitles are left out
     splits: tuple[str, ...] = ()
     split: str = "train"  # of every video, where `splits` is empty
 
@@ -56,7 +57,7 @@ class VideoSource:
             film = record.film
             try:
                 if film.key not in subtitles:
-                    subtitles = {film.key: self._subtitles(record)}
+                    subtitles = {film.key: self._subtitles(record) if self.with_text else []}
                 frames = self.work.features(film, first, last, self.chunk_intervals)
             except (ValueError, OSError) as error:
                 yield Reject(video, film.file, str(error))

@@ -24,7 +24,7 @@ from hero_platform.video.extract import Job, Pools, extract
 from hero_platform.video.films import Film, describe_films, find_films
 from hero_platform.video.speech import describe_speech, listen
 from hero_platform.video.views import chunk_intervals
-from hero_platform.video.work import Work
+from hero_platform.video.work import FilmRecord, Work
 
 logger = logging.getLogger(__name__)
 
@@ -50,15 +50,14 @@ class FilmSettings:
         """The root as the store keeps it: absolute."""
         return self.root.rstrip("/") if files.is_remote(self.root) else os.path.abspath(self.root)
 
-    @property
-    def clip_intervals(self) -> int:
-        """Intervals of a clip; 0: all.
-
-        Raises:
-            ValueError: a clip would be shorter than an interval.
-        """
+    def __post_init__(self) -> None:
+        """Raise ValueError: a clip would be shorter than an interval."""
         if self.interval_s <= 0 or self.clip_s < 0 or 0 < self.clip_s < self.interval_s:
             raise ValueError(f"clips of {self.clip_s:g} s at {self.interval_s:g} s a frame: one of them is too short")
+
+    @property
+    def clip_intervals(self) -> int:
+        """Intervals of a clip; 0: all."""
         return int(self.clip_s / self.interval_s + 1e-9)
 
     def find(self) -> tuple[list[Film], list[Reject]]:
@@ -95,9 +94,10 @@ def build_from_films(
         ValueError: there are no films, an encoder cannot be had, or `out` holds another build.
     """
     films, rejects = settings.find()
+    with_text = tokenizer.kind != "ids"
     speech = _speech_model(settings.speech)
     joined = encoders.load(settings.encoders)
-    described = _describe(settings, films, encoders.describe(joined), speech)
+    described = _describe(settings, films, encoders.describe(joined), speech) | {"texts": with_text}
     dtype = "float32" if keep_float32 else "float16"
     plan = planning.describe_settings(corpus, feature_set, dtype, shard_bytes, tokenizer.describe(), described)
     if planning.has_settings(out, plan) and files.exists(files.join(out, MANIFEST)):
@@ -116,12 +116,10 @@ def build_from_films(
     cores = pools.decoders + (0 if pools.gpus_per_encoder else pools.encoders)
     with ray_cluster(cores):
         records, bad, took = extract(films, job, pools, progress=progress)
-        silent = [record.film for record in records if not (record.film.sidecar or record.subtitles)]
-        if silent and speech:
-            heard = listen(silent, settings.speech, job, pools)
-            logger.warning("%d of %d films without subtitles have speech", heard, len(silent))
-        elif silent:
-            logger.warning("%d films have no subtitles and stay without text: --speech names a model", len(silent))
+        if with_text:
+            _hear(records, settings, speech, job, pools)
+        else:
+            logger.warning("no tokenizer is named, so subtitles are left out: --tokenizer DIR has RoBERTa's vocabulary")
         source = VideoSource(
             root=settings.place,
             work=job.work,
@@ -132,6 +130,7 @@ def build_from_films(
             chunk_intervals=chunk_intervals(views),
             interval_s=settings.interval_s,
             clip_intervals=settings.clip_intervals,
+            with_text=with_text,
             splits=settings.splits,
         )
         manifest = build(
@@ -148,6 +147,18 @@ def build_from_films(
         )
     job.work.remove()
     return manifest
+
+
+def _hear(
+    records: list[FilmRecord], settings: FilmSettings, speech: dict[str, str] | None, job: Job, pools: Pools
+) -> None:
+    """Have films without subtitles transcribed, or say that they stay without text."""
+    silent = [record.film for record in records if not (record.film.sidecar or record.subtitles)]
+    if silent and speech:
+        heard = listen(silent, settings.speech, job, pools)
+        logger.warning("speech was found in %d of %d films without subtitles", heard, len(silent))
+    elif silent and not settings.speech:
+        logger.warning("%d films have no subtitles and stay without text: --speech names a model", len(silent))
 
 
 def _speech_model(folder: str) -> dict[str, str] | None:

@@ -125,9 +125,10 @@ def _dataset(films: Sequence[Film], job: Job, pools: Pools) -> Any:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.target_max_block_size = _BLOCK_BYTES
     items = [{"number": number, "film": json.dumps(asdict(film))} for number, film in enumerate(films)]
-    decoded = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    listed = ray.data.from_items(items, override_num_blocks=len(items))
+    listed.context.target_max_block_size = _BLOCK_BYTES  # of this dataset and what is made of it
+    decoded = listed.map_batches(
         decode_film,
         fn_args=(job,),
         batch_size=1,
