@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def test_real_films_through_the_encoder_that_works_offline(tmp_path: Path, ray_t
     for video in ("popeye_p2", "popeye_p3"):  # HERO's own program, told 60 s: a film of 60.06 s has one frame more
         row = store.rows([store.index.row_of[video]])
         offsets = row.segment_frame_offsets
-        lists = [row.segment_frames[a:b] for a, b in zip(offsets, offsets[1:], strict=False)]
+        lists = [row.segment_frames[a:b] for a, b in pairwise(offsets)]
         theirs = aligned[video]["1.5"]["unique_sub2frames"]
         assert [[int(frame) for frame in own if frame < 40] for own in lists] == [
             theirs.get(str(number), []) for number in range(len(lists))

@@ -46,7 +46,7 @@ class Listener:
                 model=folder,
                 device=device,
                 trust_remote_code=False,
-                model_kwargs={"local_files_only": True, "use_safetensors": True},
+                model_kwargs={"use_safetensors": True},
             )
         except Exception as error:  # of many kinds, all of which mean this
             raise ValueError(f"{folder}: its speech model cannot be loaded: {str(error).splitlines()[0]}") from error

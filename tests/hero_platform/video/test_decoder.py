@@ -172,6 +172,7 @@ def test_a_decoder_that_crashes_is_a_reason(tmp_path: Path, name: str):
     assert said == f"its decoder crashed ({name})"
 
 
+@pytest.mark.slow
 def test_waiting_for_who_reads_is_no_time_of_the_decoder(film: Film):
     path = film("a.mkv", seconds=40)
     parts = decoder.pictures(str(path), (View(1, 256, 256),), 0.5, (), Limits(seconds=4))
