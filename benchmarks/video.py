@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
@@ -20,10 +20,10 @@ import numpy as np
 from benchmarks.results import record
 from hero_platform.store.build import ray_cluster
 from hero_platform.video import decoder, encoders
-from hero_platform.video.decoder import Ended, Limits
+from hero_platform.video.decoder import Ended, Interval, Limits
 from hero_platform.video.extract import Job, Pools, extract
 from hero_platform.video.films import find_films
-from hero_platform.video.views import chunk_intervals
+from hero_platform.video.views import View, chunk_intervals
 from hero_platform.video.work import Work
 
 INTERVAL_S = 1.5
@@ -43,7 +43,7 @@ def main() -> None:
     views = tuple(encoder.view for encoder in joined.encoders)
     film_s, pictures = 0.0, []
     for path in films:
-        for part in decoder.pictures(str(path), views, INTERVAL_S, (), Limits()):
+        for part in _decoded(path, views):
             if isinstance(part, Ended):
                 film_s += part.duration_s
             else:
@@ -69,7 +69,7 @@ def main() -> None:
     )
 
 
-def _whole(own: argparse.Namespace, films: list[Path], described: str, views: tuple) -> list[float]:
+def _whole(own: argparse.Namespace, films: list[Path], described: str, views: tuple[View, ...]) -> list[float]:
     """Seconds of film a second through Ray Data, for each round."""
     rates = []
     with tempfile.TemporaryDirectory() as folder, ray_cluster(own.decoders + own.encoders):
@@ -86,6 +86,10 @@ def _whole(own: argparse.Namespace, films: list[Path], described: str, views: tu
             assert len(records) == len(found) and not rejects
             rates.append(sum(film.duration_s for film in records) / took["seconds"])
     return rates
+
+
+def _decoded(path: Path, views: tuple[View, ...]) -> Iterator[Interval | Ended]:
+    return decoder.pictures(str(path), views, INTERVAL_S, (), Limits())
 
 
 def _ffmpeg(films: list[Path]) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def build_video(own: argparse.Namespace, out: str, feature_set: str) -> Manifest | None:
     """Build the store, or say what would be built (None)."""
     from hero_model.config import TextIds
+    from hero_platform.store.build import BuildSettings
     from hero_platform.store.tokens import TokenizerSpec
     from hero_platform.video.build import build_from_films
     from hero_platform.video.extract import Pools
@@ -24,16 +25,9 @@ def build_video(own: argparse.Namespace, out: str, feature_set: str) -> Manifest
     if own.dry_run:
         _dry_run(own, settings, out, feature_set)
         return None
-    return build_from_films(
-        settings,
-        out,
-        corpus=own.corpus,
-        feature_set=feature_set,
-        tokenizer=TokenizerSpec.read(own.tokenizer) if own.tokenizer else TokenizerSpec.ids_only(TextIds()),
-        pools=Pools(own.workers, own.encoder_workers, own.encoder_gpus),
-        shard_bytes=int(own.shard_mb * 1e6),
-        keep_float32=own.keep_float32,
-    )
+    tokenizer = TokenizerSpec.read(own.tokenizer) if own.tokenizer else TokenizerSpec.ids_only(TextIds())
+    store = BuildSettings(own.corpus, feature_set, tokenizer, own.keep_float32, int(own.shard_mb * 1e6))
+    return build_from_films(settings, out, store, Pools(own.workers, own.encoder_workers, own.encoder_gpus))
 
 
 def film_settings(own: argparse.Namespace) -> FilmSettings:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -52,6 +52,16 @@ class BuildSettings:
         """Type of a stored feature."""
         return "float32" if self.keep_float32 else "float16"
 
+    def describe(self, source: dict[str, Any]) -> dict[str, Any]:
+        """The settings of a plan, with what a source says of itself."""
+        return planning.describe_settings(
+            self.corpus, self.feature_set, self.dtype, self.shard_bytes, self.tokenizer.describe(), source
+        )
+
+    def as_arguments(self) -> dict[str, Any]:
+        """These settings as keyword arguments of `build`."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
 
 def build(
     source: Source,
@@ -88,14 +98,7 @@ def build(
     where = _where(source)
     planned, known_bad = source.plan()
     videos, repeated = planning.order_videos(planned, where)
-    described = planning.describe_settings(
-        settings.corpus,
-        settings.feature_set,
-        settings.dtype,
-        settings.shard_bytes,
-        settings.tokenizer.describe(),
-        source.provenance(),
-    )
+    described = settings.describe(source.provenance())
     plan = planning.load_plan(out, described, planning.digest_videos(videos))
     if plan is not None and files.exists(files.join(out, MANIFEST)):
         return Manifest.read(out)

@@ -14,10 +14,9 @@ from hero_platform.sources.base import Reject
 from hero_platform.sources.splits import describe_paths
 from hero_platform.sources.video import VideoSource
 from hero_platform.store import plan as planning
-from hero_platform.store.build import SHARD_BYTES, build, ray_cluster
+from hero_platform.store.build import BuildSettings, build, ray_cluster
 from hero_platform.store.manifest import MANIFEST, Manifest
 from hero_platform.store.media import ENCODERS, ROOT
-from hero_platform.store.tokens import TokenizerSpec
 from hero_platform.video import encoders
 from hero_platform.video.decoder import Limits
 from hero_platform.video.extract import Job, Pools, extract
@@ -66,55 +65,30 @@ class FilmSettings:
 
 
 def build_from_films(
-    settings: FilmSettings,
-    out: str,
-    *,
-    corpus: str,
-    feature_set: str,
-    tokenizer: TokenizerSpec,
-    pools: Pools,
-    shard_bytes: int = SHARD_BYTES,
-    keep_float32: bool = False,
-    progress: bool = True,
+    settings: FilmSettings, out: str, store: BuildSettings, pools: Pools, *, progress: bool = True
 ) -> Manifest:
     """Build the store at `out`, or go on with an interrupted build of the same films there, film by film.
 
     Args:
         settings: the films, and how they become features.
         out: a folder or `s3://` URL, as in `store.build.build`; the work folder stands beside it.
-        corpus: as there.
-        feature_set: as there.
-        tokenizer: as there.
+        store: what the store is made like; with a tokenizer of special ids only, subtitles are left out.
         pools: how many decode and encode at once.
-        shard_bytes: as there.
-        keep_float32: as there.
-        progress: as there.
+        progress: show bars with rate and time left on stderr.
 
     Raises:
         ValueError: there are no films, an encoder cannot be had, or `out` holds another build.
     """
     films, rejects = settings.find()
-    with_text = tokenizer.kind != "ids"
+    with_text = store.tokenizer.kind != "ids"
     speech = _speech_model(settings.speech)
     joined = encoders.load(settings.encoders)
     described = _describe(settings, films, encoders.describe(joined), speech) | {"texts": with_text}
-    dtype = "float32" if keep_float32 else "float16"
-    plan = planning.describe_settings(corpus, feature_set, dtype, shard_bytes, tokenizer.describe(), described)
-    if planning.has_settings(out, plan) and files.exists(files.join(out, MANIFEST)):
+    if planning.has_settings(out, store.describe(described)) and files.exists(files.join(out, MANIFEST)):
+        Work.beside(out).remove()  # of a build that was killed between its last two steps
         return Manifest.read(out)
-    views = tuple(encoder.view for encoder in joined.encoders)
-    job = Job(
-        root=settings.place,
-        work=Work.open(out, _extracted_by(described)),
-        encoders=settings.encoders,
-        described=json.dumps(described[ENCODERS]),
-        views=views,
-        interval_s=settings.interval_s,
-        languages=settings.languages,
-        limits=settings.limits,
-    )
-    cores = pools.decoders + (0 if pools.gpus_per_encoder else pools.encoders)
-    with ray_cluster(cores):
+    job = _job(settings, Work.open(out, _extracted_by(described)), joined, described)
+    with ray_cluster(pools.cores):
         records, bad, took = extract(films, job, pools, progress=progress)
         if with_text:
             _hear(records, settings, speech, job, pools)
@@ -127,26 +101,30 @@ def build_from_films(
             rejects=(*rejects, *bad),
             described=described,
             width=joined.width,
-            chunk_intervals=chunk_intervals(views),
+            chunk_intervals=chunk_intervals(job.views),
             interval_s=settings.interval_s,
             clip_intervals=settings.clip_intervals,
             with_text=with_text,
             splits=settings.splits,
         )
         manifest = build(
-            source,
-            out,
-            corpus=corpus,
-            feature_set=feature_set,
-            tokenizer=tokenizer,
-            shard_bytes=shard_bytes,
-            keep_float32=keep_float32,
-            workers=cores,
-            progress=progress,
-            record={"extraction": took},
+            source, out, **store.as_arguments(), workers=pools.cores, progress=progress, record={"extraction": took}
         )
     job.work.remove()
     return manifest
+
+
+def _job(settings: FilmSettings, work: Work, joined: encoders.Joined, described: Mapping[str, Any]) -> Job:
+    return Job(
+        root=settings.place,
+        work=work,
+        encoders=settings.encoders,
+        described=json.dumps(described[ENCODERS]),
+        views=tuple(encoder.view for encoder in joined.encoders),
+        interval_s=settings.interval_s,
+        languages=settings.languages,
+        limits=settings.limits,
+    )
 
 
 def _hear(

@@ -39,6 +39,11 @@ class Pools:
     encoders: int = 1  # actors that encode
     gpus_per_encoder: float = 0.0  # a share of one, such as 0.25; 0: a core each
 
+    @property
+    def cores(self) -> int:
+        """CPUs that both take."""
+        return self.decoders + (0 if self.gpus_per_encoder else self.encoders)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -91,7 +96,6 @@ def extract(
     open_films = [film for film in films if film not in records]
     rejects: list[Reject] = []
     started, state = time.monotonic(), Progress()
-    cores = pools.decoders + (0 if pools.gpus_per_encoder else pools.encoders)
     if open_films:
         with _bar(open_films, progress) as bar:
             for row in _dataset(open_films, job, pools).iter_rows():
@@ -100,7 +104,9 @@ def extract(
                     raise ValueError(f"{open_films[number].file}: {text}")
                 end = state.take(number, row["chunk"], text)
                 took_s = time.monotonic() - started
-                bar.set_postfix_str(f"{state.seconds / took_s:.1f} s of film a second, {cores} cores", refresh=False)
+                bar.set_postfix_str(
+                    f"{state.seconds / took_s:.1f} s of film a second, {pools.cores} cores", refresh=False
+                )
                 if end is None:
                     continue
                 film = open_films[number]
@@ -111,7 +117,7 @@ def extract(
                 cues = end.pop("subtitles")
                 records[film] = FilmRecord(film, subtitles=len(cues), **end)
                 job.work.finish(records[film], cues)
-    took = {"seconds": time.monotonic() - started, "film_seconds": state.seconds, "cores": cores}
+    took = {"seconds": time.monotonic() - started, "film_seconds": state.seconds, "cores": pools.cores}
     return [records[film] for film in films if film in records], rejects, took
 
 

@@ -45,13 +45,18 @@ class Work:
     root: str
 
     @classmethod
+    def beside(cls, store: str) -> Work:
+        """The folder for the store at `store`, there or not."""
+        return cls(store.rstrip("/") + SUFFIX)
+
+    @classmethod
     def open(cls, store: str, settings: dict[str, Any]) -> Work:
         """The folder for the store at `store`, new or left by an interrupted build with the same settings.
 
         Raises:
             ValueError: it holds what other settings gave.
         """
-        work = cls(store.rstrip("/") + SUFFIX)
+        work = cls.beside(store)
         path = files.join(work.root, _SETTINGS)
         if not files.exists(path):
             files.write_json(path, settings)
