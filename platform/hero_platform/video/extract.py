@@ -12,13 +12,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from tempfile import gettempdir
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from hero_platform import files
+from hero_platform.ray_cluster import joined
 from hero_platform.scratch import scratch
 from hero_platform.sources.base import Reject
 from hero_platform.video import decoder
@@ -26,6 +28,9 @@ from hero_platform.video.decoder import BadFilm, Ended, Limits
 from hero_platform.video.films import Film
 from hero_platform.video.views import View, chunk_intervals
 from hero_platform.video.work import FilmRecord, Work
+
+if TYPE_CHECKING:
+    from hero_platform.video.encoders import Joined
 
 _TRIES = 3  # at fetching a film from S3
 _BLOCK_BYTES = 1 << 20  # of a Ray Data block: a chunk of pictures is one, and goes on at once
@@ -38,6 +43,25 @@ class Pools:
     decoders: int = 2  # films decoded at once, a core each
     encoders: int = 1  # actors that encode
     gpus_per_encoder: float = 0.0  # a share of one, such as 0.25; 0: a core each
+
+    def __post_init__(self) -> None:
+        """Raise ValueError: Ray gives parts of one GPU, or whole ones."""
+        if self.gpus_per_encoder > 1 and self.gpus_per_encoder % 1:
+            raise ValueError(f"an encoder takes a part of one GPU or whole ones, not {self.gpus_per_encoder:g}")
+
+    def check_room(self, cpus: float, gpus: float) -> None:
+        """Refuse more than there is: Ray would wait for ever. Fewer decoders than asked for only take longer.
+
+        Raises:
+            ValueError: the encoders and one decoder do not fit.
+        """
+        least = self.cores - self.decoders + 1
+        if cpus < least:
+            raise ValueError(f"{self.encoders} encoders and a decoder need {least} CPUs; there are {cpus:g}")
+        if gpus < (needed := self.encoders * self.gpus_per_encoder):
+            raise ValueError(
+                f"{self.encoders} encoders of {self.gpus_per_encoder:g} GPUs need {needed:g}; there are {gpus:g}"
+            )
 
     @property
     def cores(self) -> int:
@@ -90,13 +114,16 @@ def extract(
         What became of each good film, those that are none, and what this call took: seconds, film_seconds, cores.
 
     Raises:
-        ValueError: a film cannot be fetched, or the encoders fail; the build can be repeated.
+        ValueError: the cluster is too small, a film cannot be fetched, or a worker has no encoders or no disk; the
+            build can be repeated.
     """
     records = {film: record for film in films if (record := job.work.done(film)) is not None}
     open_films = [film for film in films if film not in records]
     rejects: list[Reject] = []
     started, state = time.monotonic(), Progress()
     if open_films:
+        there = joined()
+        pools.check_room(there.get("CPU", 0.0), there.get("GPU", 0.0))
         with _bar(open_films, progress) as bar:
             for row in _dataset(open_films, job, pools).iter_rows():
                 number, text = row["number"], row["text"]
@@ -222,26 +249,36 @@ class EncodeTask:
     """Encodes chunks of pictures inside a Ray actor, which loads the encoders once."""
 
     def __init__(self, job: Job, on_gpu: bool) -> None:
+        self._job, self._device = job, "cuda" if on_gpu else "cpu"
+
+    @cached_property
+    def _encoders(self) -> Joined:
         from hero_platform.video import encoders
 
-        self._job = job
-        self._encoders = encoders.load(job.encoders, "cuda" if on_gpu else "cpu")
-        if json.dumps(encoders.describe(self._encoders)) != job.described:
-            raise ValueError("this worker has other encoders than the driver: install the same versions everywhere")
+        loaded = encoders.load(self._job.encoders, self._device)
+        if json.dumps(encoders.describe(loaded)) != self._job.described:
+            raise ValueError("a worker has other encoders than the driver: install the same versions everywhere")
+        return loaded
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Encode the one chunk of `batch` and keep its features; end messages go through."""
         number, chunk, text = (batch.column(name)[0].as_py() for name in ("number", "chunk", "text"))
         if chunk >= 0:
-            views = self._job.views
-            pixels = np.frombuffer(batch.column("pixels")[0].as_buffer(), np.uint8)
-            count = len(pixels) // sum(view.num_bytes for view in views)
-            ends = np.cumsum([count * view.num_bytes for view in views])[:-1]
-            shapes = [(count, view.frames, view.height, view.width, 3) for view in views]
-            parts = [part.reshape(shape) for part, shape in zip(np.split(pixels, ends), shapes, strict=True)]
-            self._job.work.write_features(text, chunk, self._encoders.encode(parts))
-            text = str(count * self._job.interval_s)
+            try:
+                text = str(self._encode(text, chunk, np.frombuffer(batch.column("pixels")[0].as_buffer(), np.uint8)))
+            except (ValueError, OSError) as error:
+                chunk, text = _ERROR, str(error)
         return pa.table({"number": [number], "chunk": [chunk], "text": [text]})
+
+    def _encode(self, key: str, chunk: int, pixels: np.ndarray) -> float:
+        """Encode a chunk as `_row` laid it out; returns how many seconds of the film it was."""
+        views = self._job.views
+        count = len(pixels) // sum(view.num_bytes for view in views)
+        ends = np.cumsum([count * view.num_bytes for view in views])[:-1]
+        shapes = [(count, view.frames, view.height, view.width, 3) for view in views]
+        parts = [part.reshape(shape) for part, shape in zip(np.split(pixels, ends), shapes, strict=True)]
+        self._job.work.write_features(key, chunk, self._encoders.encode(parts))
+        return count * self._job.interval_s
 
 
 def _bar(films: Sequence[Film], progress: bool) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-CHUNK_BYTES = 32 << 20  # of pictures that travel together
+CHUNK_BYTES = 16 << 20  # of pictures that travel together
 CHUNK_INTERVALS = 64
 SOUND_RATE = 16_000  # Hz, of what speech models hear
 _SLACK_S = 1e-6  # what rounding adds to a duration is no interval

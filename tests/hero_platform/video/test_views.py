@@ -38,5 +38,5 @@ def test_pictures_stand_in_the_middle_of_equal_parts():
 
 def test_chunks_are_bounded_by_number_and_bytes():
     assert chunk_intervals((View(1, 8, 8),)) == 64
-    assert chunk_intervals((View(16, 224, 224),)) == 13
+    assert chunk_intervals((View(16, 224, 224),)) == 6
     assert chunk_intervals((View(64, 1024, 1024),)) == 1
