@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from hero_platform.store.manifest import Manifest
@@ -165,6 +168,32 @@ def test_a_killed_build_goes_on_film_by_film(films: Path, encoder: str, words: s
     once, twice = Manifest.read(str(whole)), Manifest.read(str(killed))
     assert twice.digest == once.digest
     assert twice.build["extraction"]["film_seconds"] < once.build["extraction"]["film_seconds"]
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+def test_an_encoder_that_dies_is_started_again(films: Path, encoder: str, words: str, tmp_path: Path, ray_two: None):
+    whole, hit = tmp_path / "whole", tmp_path / "hit"
+    assert main(command(films, encoder, words, whole)) == 0
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        deadline = time.monotonic() + 60
+        while not killed and time.monotonic() < deadline:
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if "EncodeTask" in " ".join(process.cmdline()) and list(Path(f"{hit}.extracted").glob("*/*.npy")):
+                        process.kill()
+                        killed.append(process.pid)
+                        return
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    assert main(command(films, encoder, words, hit)) == 0
+    thread.join()
+    assert killed
+    assert Manifest.read(str(hit)).digest == Manifest.read(str(whole)).digest
 
 
 @pytest.mark.ray

@@ -17,7 +17,7 @@ import torch
 from hero_platform.video.views import View
 
 DEFAULT = "efficientnet-lite0"
-_BATCH = {"cpu": 2, "cuda": 32}  # intervals at once: small ones stay in a core's cache; decides last bits, so no setting
+_BATCH = {"cpu": 2, "cuda": 32}  # intervals at once; decides the last bits, so no setting: few stay in a cache
 
 
 class Encoder(Protocol):

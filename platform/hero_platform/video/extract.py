@@ -88,7 +88,6 @@ class Progress:
     """Films on their way: how many chunks came back, and how many there are."""
 
     seconds: float = 0.0  # of film that was encoded
-    bytes_done: int = 0
     _came: dict[int, int] = field(default_factory=dict)
     _ends: dict[int, dict[str, Any]] = field(default_factory=dict)
 
@@ -111,7 +110,7 @@ def extract(
     """Bring the features of all films into the work folder, but for those that are there; Ray is running.
 
     Returns:
-        What became of each good film, those that are none, and what this call took: seconds, film_seconds, cores.
+        What became of each good film, those that are none, and what this call took.
 
     Raises:
         ValueError: the cluster is too small, a film cannot be fetched, or a worker has no encoders or no disk; the
@@ -144,8 +143,14 @@ def extract(
                 cues = end.pop("subtitles")
                 records[film] = FilmRecord(film, subtitles=len(cues), **end)
                 job.work.finish(records[film], cues)
-    took = {"seconds": time.monotonic() - started, "film_seconds": state.seconds, "cores": pools.cores}
-    return [records[film] for film in films if film in records], rejects, took
+    good = [records[film] for film in films if film in records]
+    took = {
+        "seconds": round(time.monotonic() - started, 3),
+        "film_seconds": state.seconds,
+        "cores": pools.cores,
+        "damaged_packets": sum(record.damaged for record in good),
+    }
+    return good, rejects, took
 
 
 _END, _ERROR = -1, -2  # in the place of a chunk's number
