@@ -51,7 +51,7 @@ class FilmSettings:
 
     def __post_init__(self) -> None:
         """Raise ValueError: a clip would be shorter than an interval."""
-        if self.interval_s <= 0 or self.clip_s < 0 or 0 < self.clip_s < self.interval_s:
+        if not self.interval_s > 0 or self.clip_s < 0 or 0 < self.clip_s < self.interval_s:
             raise ValueError(f"clips of {self.clip_s:g} s at {self.interval_s:g} s a frame: one of them is too short")
 
     @property

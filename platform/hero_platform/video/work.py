@@ -18,7 +18,7 @@ from hero_platform import files
 from hero_platform.video.films import Film
 
 SUFFIX = ".extracted"  # of the folder's name, after the store's
-_SETTINGS = "settings.json"
+SETTINGS = "settings.json"
 _FILM = "film.json"
 _SPEECH = "speech.json"
 
@@ -57,7 +57,7 @@ class Work:
             ValueError: it holds what other settings gave.
         """
         work = cls.beside(store)
-        path = files.join(work.root, _SETTINGS)
+        path = files.join(work.root, SETTINGS)
         if not files.exists(path):
             files.write_json(path, settings)
         elif (old := files.read_json(path)) != json.loads(json.dumps(settings)):
