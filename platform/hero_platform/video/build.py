@@ -83,7 +83,8 @@ def build_from_films(
     with_text = store.tokenizer.kind != "ids"
     speech = _speech_model(settings.speech)
     joined = encoders.load(settings.encoders)
-    described = _describe(settings, films, encoders.describe(joined), speech) | {"texts": with_text}
+    described = _describe(settings, films, encoders.describe(joined), speech)
+    described |= {"texts": with_text, "device": pools.device}
     if planning.has_settings(out, store.describe(described)) and files.exists(files.join(out, MANIFEST)):
         Work.beside(out).remove()  # of a build that was killed between its last two steps
         return Manifest.read(out)
@@ -168,4 +169,4 @@ def _describe(
 
 def _extracted_by(described: Mapping[str, Any]) -> dict[str, Any]:
     """What of the settings decides the files in the work folder."""
-    return {name: described[name] for name in (ROOT, ENCODERS, "interval_s", "languages", "speech")}
+    return {name: described[name] for name in (ROOT, ENCODERS, "interval_s", "languages", "speech", "device")}

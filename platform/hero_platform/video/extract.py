@@ -32,6 +32,7 @@ from hero_platform.video.work import FilmRecord, Work
 if TYPE_CHECKING:
     from hero_platform.video.encoders import Joined
 
+_END, _ERROR = -1, -2  # in the place of a chunk's number
 _TRIES = 3  # at fetching a film from S3
 _BLOCK_BYTES = 1 << 20  # of a Ray Data block: a chunk of pictures is one, and goes on at once
 
@@ -64,6 +65,11 @@ class Pools:
             )
 
     @property
+    def device(self) -> str:
+        """Where encoders run, as torch calls it."""
+        return "cuda" if self.gpus_per_encoder else "cpu"
+
+    @property
     def cores(self) -> int:
         """CPUs that both take."""
         return self.decoders + (0 if self.gpus_per_encoder else self.encoders)
@@ -88,20 +94,19 @@ class Progress:
     """Films on their way: how many chunks came back, and how many there are."""
 
     seconds: float = 0.0  # of film that was encoded
-    _came: dict[int, int] = field(default_factory=dict)
+    _came: dict[int, set[int]] = field(default_factory=dict)
     _ends: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def take(self, number: int, chunk: int, text: str) -> dict[str, Any] | None:
         """A result of film `number`; returns the end message when nothing of the film is missing any more."""
-        if chunk >= 0:
-            self._came[number] = self._came.get(number, 0) + 1
-            self.seconds += float(text)
-        else:
+        came = self._came.setdefault(number, set())
+        if chunk == _END:
             self._ends[number] = json.loads(text)
+        elif chunk not in came:
+            came.add(chunk)
+            self.seconds += float(text)
         end = self._ends.get(number)
-        if end is None or ("reject" not in end and self._came.get(number, 0) < end["chunks"]):
-            return None
-        return end
+        return None if end is None or ("reject" not in end and len(came) < end["chunks"]) else end
 
 
 def extract(
@@ -153,9 +158,6 @@ def extract(
     return good, rejects, took
 
 
-_END, _ERROR = -1, -2  # in the place of a chunk's number
-
-
 def _dataset(films: Sequence[Film], job: Job, pools: Pools) -> Any:
     """One row a film, to one row a chunk of pictures, to one row a chunk of features that was written."""
     import ray.data
@@ -176,7 +178,7 @@ def _dataset(films: Sequence[Film], job: Job, pools: Pools) -> Any:
     )
     return decoded.map_batches(
         EncodeTask,
-        fn_constructor_args=(job, bool(pools.gpus_per_encoder)),
+        fn_constructor_args=(job, pools.device),
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=pools.encoders, max_tasks_in_flight_per_actor=2),
@@ -253,8 +255,8 @@ def fetched(root: str, film: Film) -> Iterator[str]:
 class EncodeTask:
     """Encodes chunks of pictures inside a Ray actor, which loads the encoders once."""
 
-    def __init__(self, job: Job, on_gpu: bool) -> None:
-        self._job, self._device = job, "cuda" if on_gpu else "cpu"
+    def __init__(self, job: Job, device: str) -> None:
+        self._job, self._device = job, device
 
     @cached_property
     def _encoders(self) -> Joined:

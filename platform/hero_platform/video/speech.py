@@ -105,7 +105,7 @@ def _dataset(films: Sequence[Film], folder: str, job: Job, pools: Pools) -> ray.
     items = [{"film": json.dumps(asdict(film))} for film in films]
     return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         ListenTask,
-        fn_constructor_args=(folder, job, bool(pools.gpus_per_encoder)),
+        fn_constructor_args=(folder, job, pools.device),
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(pools.encoders, len(items)), max_tasks_in_flight_per_actor=1),
@@ -117,12 +117,12 @@ def _dataset(films: Sequence[Film], folder: str, job: Job, pools: Pools) -> ray.
 class ListenTask:
     """Transcribes films inside a Ray actor, which loads the model once."""
 
-    def __init__(self, folder: str, job: Job, on_gpu: bool) -> None:
+    def __init__(self, folder: str, job: Job, device: str) -> None:
         import torch
 
-        if not on_gpu:
+        if device == "cpu":
             torch.set_num_threads(1)
-        self._listener = Listener(folder, "cuda" if on_gpu else "cpu")
+        self._listener = Listener(folder, device)
         self._job = job
 
     def __call__(self, batch: pa.Table) -> pa.Table:

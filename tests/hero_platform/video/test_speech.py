@@ -48,7 +48,7 @@ def test_a_film_is_heard_once_and_one_without_sound_says_nothing(film: Callable[
     film("loud.mp4", seconds=3, sound=True)
     root = str(film("still.mp4", seconds=1).parent)
     job = Job(root, Work.open(str(tmp_path / "store"), {}), (), "", (), 1.5, (), Limits())
-    task = ListenTask(speech_model(tmp_path), job, False)
+    task = ListenTask(speech_model(tmp_path), job, "cpu")
     loud, still = find_films(root, [])[0]
     for each in (loud, still):
         said = task(pa.table({"film": [json.dumps(asdict(each))]}))
