@@ -18,7 +18,7 @@ import numpy as np
 from hero_platform.video.views import SOUND_RATE, View, num_intervals
 
 # Only what is a film by itself: a playlist under the name of a film could name other files, or hosts
-_FORMATS = "matroska,webm,mov,mp4,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,m4v,h264,hevc,gif"
+_FORMATS = "matroska,webm,mov,mp4,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg"
 _MAX_GAP_S = 600.0  # between two pictures: more is a damaged time stamp
 _MAX_PIXELS = 8192 * 8192
 _SHARE_LOST = 0.1  # of what the container promises, or of packets, that may be missing or damaged

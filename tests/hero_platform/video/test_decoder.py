@@ -48,6 +48,19 @@ def test_each_interval_shows_what_is_on_the_screen_in_its_middle(film: Film, nam
     assert ended.frames == 53 and ended.duration_s == pytest.approx(5.3, abs=0.02) and ended.damaged == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        *(("a.3gp", "mpeg4"), ("a.asf", "msmpeg4v2"), ("a.flv", "flv"), ("a.m4v", "mpeg4"), ("a.mov", "libx264")),
+        *(("a.mpg", "mpeg2video"), ("a.ts", "libx264"), ("a.vob", "mpeg2video"), ("a.wmv", "wmv2")),
+    ],
+)
+def test_files_of_many_kinds(film: Film, name: str, codec: str):
+    intervals, ended = decode(film(name, codec=codec, rate=25, seconds=2))
+    assert seconds_shown(intervals) == [0, 1] and ended.frames == 50
+    assert ended.duration_s == pytest.approx(2, abs=0.02)
+
+
 def test_pictures_at_uneven_times_stay_until_the_next(film: Film):
     intervals, ended = decode(film("a.mkv", times=[0, 0.1, 2.05, 2.4, 5.0]))
     assert seconds_shown(intervals) == [0, 0, 2, 2, 2, 5]
