@@ -73,6 +73,8 @@ def _video(own: argparse.Namespace) -> int:
 
 def _built(own: argparse.Namespace, out: str, manifest: Manifest) -> int:
     """Say what a finished store holds."""
+    from hero_platform import transfer
+
     totals = {name: manifest.total(f"num_{name}") for name in ("rows", "frames", "segments", "tokens", "bytes")}
     print(f"store    {out}\ndigest   {manifest.digest}")
     print(f"videos   {totals['rows']:,} in {len(manifest.shards)} shards, {totals['bytes'] / 1e6:,.1f} MB")
@@ -81,6 +83,8 @@ def _built(own: argparse.Namespace, out: str, manifest: Manifest) -> int:
     if took := manifest.build.get("extraction"):
         rate = took["film_seconds"] / max(took["seconds"], 1e-9)
         print(f"films    {rate:,.1f} s of film a second, {rate / took['cores']:,.1f} a core")
+    if transfer.TOTAL.requests:
+        print(f"s3       {transfer.TOTAL}")
     print(f"next     {PROGRAM} inspect {out}")
     result = {
         "store": out,
@@ -88,6 +92,7 @@ def _built(own: argparse.Namespace, out: str, manifest: Manifest) -> int:
         **totals,
         "rejects": manifest.num_rejects,
         "build": manifest.build,
+        "s3": transfer.TOTAL.as_dict(),
     }
     write_json(own.json, result)
     return 0
@@ -115,6 +120,7 @@ def _dry_run(own: argparse.Namespace, source: Source, out: str, feature_set: str
 
 def _inspect(own: argparse.Namespace) -> int:
     """Print what is in a store and check its digests."""
+    from hero_platform import transfer
     from hero_platform.store.inspect import format_report, report
 
     if own.dry_run:
@@ -122,7 +128,9 @@ def _inspect(own: argparse.Namespace) -> int:
         return 0
     value = report(own.path)
     print(format_report(value))
-    write_json(own.json, value)
+    if transfer.TOTAL.requests:
+        print(f"s3: {transfer.TOTAL}")
+    write_json(own.json, {**value, "s3": transfer.TOTAL.as_dict()})
     for line in value["damaged"]:
         print(f"{PROGRAM}: {line}", file=sys.stderr)
     return 1 if value["damaged"] else 0

@@ -231,7 +231,9 @@ def test_caches_lose_what_nobody_uses(root: Path, cleaned, tmp_path: Path, monke
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     monkeypatch.setenv("HERO_CACHE", str(tmp_path / "cache"))
     shard = next((root / "stores").rglob("*.arrow"))
-    copy = ShardCache.default().fetch(str(shard), files.sha256_file(shard), shard.stat().st_size)
+    sha256 = files.sha256_file(shard)
+    ShardCache.default().fetch(f"file://{shard}", sha256, shard.stat().st_size)
+    copy = ShardCache.default().path_of(sha256)
     dead = tmp_path / "tmp" / "hero-upload-dead"
     files.write_bytes(dead / "file", b"12345")
     partial = root / "runs" / "a" / ".config.json.999999999-ab.partial"

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hero_platform import files
+from hero_platform import files, transfer
 from hero_platform.ray_cluster import cluster, joined
 from hero_platform.sources.base import FilmSource, Planned, RawVideo, Reject, Source
 from hero_platform.store import plan as planning
@@ -158,11 +159,12 @@ class ShardTask:
         """Build the one shard of `batch`; JSON in, JSON out."""
         (task,) = batch["task"]
         name, ids = json.loads(task)
+        before = copy(transfer.TOTAL)
         try:
             result = asdict(build_shard(self._source, self._root, name, ids, self._rules, self._where))
         except (ValueError, OSError) as error:
             result = {"error": f"{name}: {error}"}
-        return {"result": [json.dumps(result)]}
+        return {"result": [json.dumps(result)], "traffic": [json.dumps(transfer.TOTAL.since(before).as_dict())]}
 
 
 def build_shard(source: Source, root: str, name: str, ids: Sequence[str], rules: RowRules, where: str) -> ShardInfo:
@@ -251,6 +253,7 @@ def _build_shards(
     with bar(disable=not progress) as shown:
         started, megabytes = time.monotonic(), 0.0
         for row in dataset.iter_rows():
+            transfer.TOTAL.add(**json.loads(row["traffic"]))
             value = json.loads(row["result"])
             if "error" in value:
                 raise ValueError(value["error"])
