@@ -13,6 +13,7 @@ import json
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
@@ -84,12 +85,12 @@ def _whole(
         for number in range(own.rounds):
             work = Work.open(f"{folder}/store-{number}", {})
             job = Job(str(root), work, (), described, views, INTERVAL_S, (), Limits())
-            before = _cpu_s()
-            records, rejects, took = extract(found, job, Pools(own.decoders, own.encoders), progress=False)
+            with _Cpu() as cpu:
+                records, rejects, took = extract(found, job, Pools(own.decoders, own.encoders), progress=False)
             assert len(records) == len(found) and not rejects
             seconds = sum(film.duration_s for film in records)
             rates.append(seconds / took["seconds"])
-            by_cpu.append(seconds / (_cpu_s() - before))
+            by_cpu.append(seconds / cpu.seconds)
     return rates, by_cpu
 
 
@@ -106,19 +107,44 @@ def _ffmpeg(films: list[Path]) -> None:
 def _cpu_times(rounds: int, call: Callable[[], object]) -> list[float]:
     times = []
     for _ in range(rounds):
-        before = _cpu_s()
-        call()
-        times.append(_cpu_s() - before)
+        with _Cpu() as cpu:
+            call()
+        times.append(cpu.seconds)
     return times
 
 
-def _cpu_s() -> float:
-    """CPU seconds that this process and all below it have taken, those that ended too."""
-    total = 0.0
-    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-        with contextlib.suppress(psutil.Error):
-            total += sum(process.cpu_times()[:4])  # user, system, and both of children that have ended
-    return total
+class _Cpu:
+    """CPU seconds that this process and all below it take in a block.
+
+    Looked at ten times a second: Ray's daemons do not wait for workers that end, so their time is in nobody's sum.
+    """
+
+    def __enter__(self) -> _Cpu:
+        self._first, self._last, self._done = self._look(), {}, threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    @property
+    def seconds(self) -> float:
+        """In the whole block."""
+        return sum(taken - self._first.get(process, 0.0) for process, taken in self._last.items())
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.1):
+            self._last |= self._look()
+        self._last |= self._look()
+
+    def _look(self) -> dict[psutil.Process, float]:
+        found = {}
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                found[process] = sum(process.cpu_times()[:2])  # user and system
+        return found
 
 
 def _spread(values: list[float]) -> str:
