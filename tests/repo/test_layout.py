@@ -90,6 +90,7 @@ IMPORTERS = {  # only these files import it, as docs/architecture.md says
     "ray": {
         *("store/build.py", "store/reader.py", "ray_cluster.py", "train/on_ray.py", "infer/on_ray.py"),
         *("tune/asha.py", "tune/searcher.py", "tune/sweep.py", "tune/trial.py", "cluster/access.py"),
+        *("video/extract.py", "video/speech.py"),
     },
     "optuna": {"tune/study.py", "tune/asha.py", "tune/pictures.py"},
     "mlflow": {"tracking/mlflow_calls.py"},
@@ -101,7 +102,9 @@ IMPORTERS = {  # only these files import it, as docs/architecture.md says
     "tyro": {"config_io.py"},
     "pydantic": {"config_io.py"},
     "tokenizers": {"hero_model/text.py"},
-    "transformers": set(),
+    "transformers": {"video/speech.py", "video/transformers_models.py"},
+    "huggingface_hub": {"video/transformers_models.py"},
+    "av": {"video/child.py", "video/decode.py"},
     "safetensors": {"hero_model/official.py", "train/convert.py", "train/snapshot.py"},
     "pickle": set(),
 }

@@ -24,6 +24,7 @@ from hero_platform.store.annotations import table_entries
 from hero_platform.store.cache import ShardCache
 from hero_platform.store.manifest import ANNOTATIONS, INDEX, REJECTS, Manifest
 from hero_platform.store.mapped import DamagedError, MappedShard
+from hero_platform.store.media import MEDIA, Encoder, encoders_of
 from hero_platform.store.shard import read_shard, row_checksum
 from hero_platform.store.split_tables import FOLDER, current_entry, read_split_rows
 from hero_platform.store.table import AnnotationTable, concatenate, numpy_of, offsets_of
@@ -122,6 +123,11 @@ class FeatureStore:
         return self.manifest.frame_dim
 
     @cached_property
+    def encoders(self) -> tuple[Encoder, ...]:
+        """What made its features from films; empty where they came ready-made."""
+        return encoders_of(self.manifest.source)
+
+    @cached_property
     def text_ids(self) -> TextIds:
         """Special ids of the tokenizer the texts went through."""
         return TextIds(**self.manifest.tokenizer["text_ids"])
@@ -189,6 +195,8 @@ class FeatureStore:
         """Hash every file the store vouches for and return a line per missing or changed one; empty is good."""
         expected = {shard.name: shard.sha256 for shard in self.manifest.shards}
         expected |= {INDEX: self.manifest.index_sha256, REJECTS: self.manifest.rejects_sha256}
+        if self.manifest.media_sha256:
+            expected[MEDIA] = self.manifest.media_sha256
         for entry in table_entries(self.root):
             expected[files.join(ANNOTATIONS, entry["kind"], entry["file"])] = entry["sha256"]
         if table := current_entry(self.root):
