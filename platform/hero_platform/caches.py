@@ -31,6 +31,11 @@ def _shards() -> Iterator[str]:
     yield from map(str, ShardCache.default().folder.glob("*.arrow"))
 
 
+def _indexes() -> Iterator[str]:
+    """A search that has one mapped keeps what it reads until it ends; the next one builds it again."""
+    yield from (files.join(home.indexes_dir(), name) for name in files.listdir(home.indexes_dir()))
+
+
 def _journals() -> Iterator[str]:
     """Of a run whose process has died, its storage has what is needed: the next start begins from that."""
     in_use = _open_files()
@@ -79,6 +84,7 @@ def _uploads() -> dict[str, transfer.Upload]:
 
 _FIND: dict[str, tuple[Callable[[], Iterator[str]], str]] = {
     "shards": (_shards, "copies of shards on S3"),
+    "indexes": (_indexes, "videos encoded for search"),
     "journals": (_journals, "local journals of dead runs on S3"),
     "scratch": (_scratch, "temporary folders of dead processes"),
     PARTIAL: (_partial, "files and uploads to S3 that killed processes were writing"),

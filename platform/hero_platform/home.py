@@ -91,6 +91,16 @@ def checkpoints_dir(name: str) -> str:
     return files.join(run_dir(name), "checkpoints")
 
 
+def indexes_dir() -> str:
+    """Folder of search indexes, which are mapped into memory: on this machine, wherever the root lies."""
+    return os.path.join(cache_dir() if files.is_remote(root()) else root(), "indexes")
+
+
+def cache_dir() -> str:
+    """Folder of what this machine keeps of things elsewhere: `$HERO_CACHE`, default `~/.cache/hero`."""
+    return os.environ.get("HERO_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "hero")
+
+
 def store_dir(corpus: str, name: str) -> str:
     """Folder of a feature store.
 

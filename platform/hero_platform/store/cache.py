@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hero_platform import files, transfer
+from hero_platform import files, home, transfer
 
 DEFAULT_BYTES = 20 << 30
 ROOM_TIMEOUT_S = 300.0  # shards are locked for as long as one is read or written, not longer
@@ -38,11 +38,10 @@ class ShardCache:
         Raises:
             ValueError: that is no number.
         """
-        folder = Path(os.environ.get("HERO_CACHE") or Path.home() / ".cache" / "hero")
         most = os.environ.get("HERO_CACHE_BYTES") or str(DEFAULT_BYTES)
         if not most.isdecimal():
             raise ValueError(f"HERO_CACHE_BYTES is {most!r}: give a number of bytes, such as {DEFAULT_BYTES}")
-        return cls(folder / "shards", int(most))
+        return cls(Path(home.cache_dir()) / "shards", int(most))
 
     def fetch(self, url: str, sha256: str, num_bytes: int) -> None:
         """Download a shard unless it is here; raises what `opened` does."""

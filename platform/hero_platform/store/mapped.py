@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from hero_platform.sources.base import Subtitle
 from hero_platform.store.table import numpy_of
 
 
@@ -36,6 +37,8 @@ class MappedShard:
     segment_offsets: list[int]
     segment_frames: np.ndarray
     segment_frame_offsets: list[int]
+    segment_times_s: tuple[np.ndarray, np.ndarray]  # start, end
+    segment_text: pa.Array
 
     @classmethod
     def open(cls, path: str) -> MappedShard:
@@ -67,6 +70,11 @@ class MappedShard:
             segment_offsets=batch.column("segment_num_tokens").offsets.to_pylist(),
             segment_frames=numpy_of(batch.column("segment_frames").values),
             segment_frame_offsets=batch.column("segment_frames").offsets.to_pylist(),
+            segment_times_s=(
+                numpy_of(batch.column("segment_start_s").values),
+                numpy_of(batch.column("segment_end_s").values),
+            ),
+            segment_text=batch.column("segment_text").values,
         )
 
     def cut(self, row: int) -> tuple[Any, ...]:
@@ -80,3 +88,10 @@ class MappedShard:
             self.segment_num_frames[segments],
             self.segment_frames[self.segment_frame_offsets[row] : self.segment_frame_offsets[row + 1]],
         )
+
+    def subtitles(self, row: int) -> list[Subtitle]:
+        """What is said in the video of one row, those without text left out."""
+        own = slice(self.segment_offsets[row], self.segment_offsets[row + 1])
+        starts, ends = (times[own].tolist() for times in self.segment_times_s)
+        texts = self.segment_text[own.start : own.stop].to_pylist()
+        return [Subtitle(*said) for said in zip(starts, ends, texts, strict=True) if said[2] and said[2].strip()]

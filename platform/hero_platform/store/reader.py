@@ -20,6 +20,7 @@ import pyarrow as pa
 from hero_model.config import TextIds
 from hero_model.packed.batch import VideoRows
 from hero_platform import files, transfer
+from hero_platform.sources.base import Subtitle
 from hero_platform.store.annotations import table_entries
 from hero_platform.store.cache import ShardCache
 from hero_platform.store.manifest import ANNOTATIONS, INDEX, REJECTS, Manifest
@@ -61,7 +62,7 @@ class StoreIndex:
     @cached_property
     def ids(self) -> np.ndarray:
         """[N] strings, as objects."""
-        return self.table.column("id").to_numpy(zero_copy_only=False)
+        return np.asarray(self.table.column("id").to_pylist(), dtype=object)  # `to_numpy` would import pandas
 
     @cached_property
     def splits(self) -> np.ndarray:
@@ -173,6 +174,10 @@ class FeatureStore:
             segment_frames=concatenate(segment_frames, np.empty(0, np.int32)).astype(np.int64),
             segment_frame_offsets=offsets_of(concatenate(num_frames, np.empty(0, np.int32))),
         )
+
+    def subtitles(self, row: int) -> list[Subtitle]:
+        """The subtitles of a video as its source wrote them, in order; those without text are left out."""
+        return self._shard(int(self.index.shards[row])).subtitles(int(self.index.rows[row]))
 
     def annotations(self, kind: str, split: str) -> AnnotationTable:
         """Open the current annotation table of a kind (moments, questions, statements, captions) and split.
