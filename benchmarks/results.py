@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import statistics
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 RESULTS = Path(__file__).with_name("results.md")
@@ -25,6 +27,11 @@ def record(benchmark: str, result: str) -> None:
         RESULTS.write_text(_HEAD)
     with RESULTS.open("a") as stream:
         stream.write(text + "\n")
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median and, in brackets, lowest and highest."""
+    return f"{statistics.median(values):.3g} ({min(values):.3g}-{max(values):.3g})"
 
 
 def _commit() -> str:
