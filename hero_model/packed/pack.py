@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hero_model.packed.batch import Layout, SegmentBatch, TextBatch, VideoBatch, VideoRows
+from hero_model.packed.batch import Layout, Reads, SegmentBatch, TextBatch, VideoBatch, VideoRows
 
 LAST_TOKEN_POSITION = 511  # later tokens share it, as in the official collate of every task but MLM (hero.md 1.4)
 
@@ -177,6 +177,7 @@ def pack_videos(
     keep: np.ndarray | None = None,
     frame_mask: np.ndarray | None = None,
     last_position: int | None = LAST_TOKEN_POSITION,
+    read: np.ndarray | None = None,
     flat: bool = False,
 ) -> PackedVideos:
     """Pack videos for the model: each segment is its frames, then `lead`, then its text; segments sorted by length.
@@ -188,6 +189,7 @@ def pack_videos(
         keep: `[S]` bool, segments to pack; None: all. Leave out those whose output nothing reads.
         frame_mask: `[F]` bool, frames to blank (MFM); recorded in the batch.
         last_position: position that all later tokens of a segment share; None: every token has its own (MLM).
+        read: `[N]` bool, tokens whose states a task reads (MLM); None: it reads frames. Only sorts segments of a length.
         flat: for a flat model: a video is one segment (`flatten`), whatever `keep` and `last_position` say.
 
     Returns:
@@ -200,7 +202,8 @@ def pack_videos(
     segments = np.arange(len(texts.offsets) - 1) if keep is None else np.flatnonzero(keep)
     num_frames = np.diff(rows.segment_frame_offsets)[segments]
     num_tokens = np.diff(texts.offsets)[segments] + 1
-    by_length = np.argsort(num_frames + num_tokens, kind="stable")
+    num_read = num_frames if read is None else _counts(read, texts.offsets)[segments]
+    by_length = np.lexsort((num_read, num_frames + num_tokens))
     segments, num_frames, num_tokens = segments[by_length], num_frames[by_length], num_tokens[by_length]
     row_starts = offsets_of(num_frames + num_tokens)[:-1]
     frame_rows, token_rows, order = interleaved(row_starts, num_frames, num_tokens)
@@ -219,7 +222,7 @@ def pack_videos(
         frame_index=torch.from_numpy(frame_index),
         frame_positions=torch.from_numpy(spans(np.zeros_like(num_frames), num_frames)),
         order=torch.from_numpy(order),
-        frame_rows=torch.from_numpy(frame_rows),
+        frame_reads=Reads.of(frame_rows, num_frames + num_tokens),
         layout=Layout.of(num_frames + num_tokens),
     )
     videos = VideoBatch(
