@@ -8,7 +8,9 @@ from hero_model.config import TextIds
 from hero_model.packed.batch import VideoRows
 from hero_model.packed.pack import offsets_of, spans
 
-SEED = 65  # of the first 100 the one whose 32 videos are most like hero.md 7.1: 720 segments padded to 41 rows (717, 42)
+SEED = (
+    65  # of the first 100 the one whose 32 videos are most like hero.md 7.1: 720 segments padded to 41 rows (717, 42)
+)
 BATCH = 32  # videos of one GPU in the official recipe
 TEXT = TextIds()
 

@@ -1,7 +1,7 @@
 """What `benchmarks.step` times: the same videos and draws, packed for the model and padded as the official code pads.
 
-A `Variant` is one way to compute a step: its losses, its parameters and its optimizer. Variants must agree on losses and
-gradients before a time means anything (`check`).
+A `Variant` is one way to compute a step: its losses, its parameters and its optimizer. Variants must agree on losses
+and gradients before a time means anything (`check`).
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from hero_model.tasks import Fom, Mfm, Mlm, Task, Vsm
 from hero_model.tasks.base import At, TaskBatch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "platform")]
-from hero_platform.train.optim import OfficialAdamW, clip_gradients, param_groups, set_learning_rate
+sys.path.insert(0, str(ROOT / "platform"))
+sys.path.insert(0, str(ROOT / "tests"))
 from oracle import collate, tasks
 from oracle.collate import Query, Segment, Video
 from oracle.model import Heads, Oracle
 from oracle.optim import AdamW, clip
+
+from hero_platform.train.optim import OfficialAdamW, clip_gradients, param_groups, set_learning_rate
 
 AT = At(SEED, 0)
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4  # relative, as in the parity tests

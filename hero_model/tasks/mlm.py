@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from hero_model.config import HeroConfig, TextIds
 from hero_model.nn.heads import LmHead
-from hero_model.nn.losses import token_cross_entropy
 from hero_model.packed.batch import Examples, Layout, Reads, VideoBatch
 from hero_model.packed.draw import add_folds, fold, fold_ids
 from hero_model.packed.masking import TokenMask, mask_tokens, token_keys
@@ -100,10 +99,10 @@ class Mlm:
             targets=torch.from_numpy(texts.tokens[chosen]),
         )
 
-    def forward(self, hero: Hero, head: nn.Module, batch: MlmBatch, at: At) -> TaskOutput:
+    def forward(self, hero: Hero, head: LmHead, batch: MlmBatch, at: At) -> TaskOutput:
         """Sum of cross entropies over predicted tokens, and their accuracy."""
-        scores = head(hero.encode_segments(batch.videos, batch.reads), hero.words_VD)
-        loss, correct = token_cross_entropy(scores, batch.targets)
+        hidden_MD = hero.encode_segments(batch.videos, batch.reads)
+        loss, correct = head.loss(hidden_MD, hero.words_VD, batch.targets)
         count = correct.new_full((), len(batch.targets))
         return TaskOutput({"mlm": loss}, None, {"accuracy": (correct, count)})
 
