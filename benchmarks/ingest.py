@@ -2,10 +2,10 @@
 
 python -m benchmarks.ingest [--videos 600] [--rounds 3] [--loaders store lmdb ...] [--json FILE]
 
-Writes the videos of one store in every format, checks that all loaders give the same batches, then lets them take turns,
-each in a process of its own with one thread (Ray Data: a local cluster of 2 CPUs). A process opens the data once, reads
-all of it in order with a cold cache (`posix_fadvise(DONTNEED)` on every file, which empties the page cache of this machine but not
-that of a hypervisor under it), in order again with a warm one, then in one exact random permutation of all videos.
+Writes the videos of one store in every format, checks that all loaders give the same batches, then lets them take
+turns, each in a process of its own with one thread (Ray Data: a local cluster of 2 CPUs). A process opens the data once, reads
+all of it in order with a cold cache (`posix_fadvise(DONTNEED)` on every file, which empties the page cache of this
+machine but not that of a hypervisor under it), in order again with a warm one, then in one exact random permutation of all videos.
 Rates are of what follows the first batch; the first batch has its own figure, from opening on, without imports and
 without the start of Ray. A core's share is videos over the processor seconds of the whole process tree.
 
@@ -93,9 +93,8 @@ def drop_cache(folder: Path) -> None:
 
 def _busy() -> float:
     """Processor seconds of this process and everything under it."""
-    me = psutil.Process()
-    total = 0.0
-    for process in (me, *me.children(recursive=True)):
+    total = time.process_time()
+    for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             times = process.cpu_times()
             total += times.user + times.system

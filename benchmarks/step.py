@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -77,7 +78,7 @@ class Meter:
         marks.append(self.now())
         variant.update()
         marks.append(self.now())
-        return [end - start for start, end in zip(marks, marks[1:], strict=False)]
+        return [end - start for start, end in itertools.pairwise(marks)]
 
     def product(self) -> float:
         """TFLOP/s of one matrix product in the precision of the steps."""

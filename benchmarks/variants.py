@@ -25,9 +25,8 @@ from hero_model.packed.batch import Examples, VideoRows
 from hero_model.tasks import Fom, Mfm, Mlm, Task, Vsm
 from hero_model.tasks.base import At, TaskBatch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "platform"))
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from oracle import collate, tasks
 from oracle.collate import Query, Segment, Video
 from oracle.model import Heads, Oracle

@@ -42,7 +42,7 @@ class Hero(nn.Module):
         """Run the cross-modal encoder over all segments.
 
         Returns:
-            `[R, D]` packed as `videos.segments.layout`, or `[m, D]` of the rows that `reads` asks for, which costs less.
+            `[R, D]` packed as `videos.segments.layout`, or `[m, D]` of the rows that `reads` asks for: it costs less.
         """
         hidden_nD: Tensor = self.cross(videos, reads)
         return hidden_nD if reads is None else hidden_nD.index_select(0, reads.places)

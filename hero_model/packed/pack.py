@@ -189,7 +189,7 @@ def pack_videos(
         keep: `[S]` bool, segments to pack; None: all. Leave out those whose output nothing reads.
         frame_mask: `[F]` bool, frames to blank (MFM); recorded in the batch.
         last_position: position that all later tokens of a segment share; None: every token has its own (MLM).
-        read: `[N]` bool, tokens whose states a task reads (MLM); None: it reads frames. Only sorts segments of a length.
+        read: `[N]` bool, tokens whose states a task reads (MLM); None: it reads frames. Only sorts equal lengths.
         flat: for a flat model: a video is one segment (`flatten`), whatever `keep` and `last_position` say.
 
     Returns:
