@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow chaos cluster env check lint types ui
+.PHONY: demo test slow chaos cluster env check lint types ui bench
 
 # sample data, pre-training, fine-tuning with and without it, evaluation, and where to look
 demo: env
@@ -31,6 +31,10 @@ cluster: env
 # before each commit: lint, types and the tests that start no cluster and no server
 check: env lint types
 	$(BIN)/pytest -m 'not ray and not s3 and not slow and not chaos'
+
+# short benchmarks: rows of benchmarks/results.csv and docs/images/speed.png, which shows all rows over time
+bench: env
+	PYTHONPATH=platform:. $(BIN)/python -m benchmarks.bench
 
 lint: env
 	$(BIN)/ruff check .

@@ -3,11 +3,11 @@
 python -m benchmarks.ingest [--videos 600] [--rounds 3] [--loaders store lmdb ...] [--json FILE]
 
 Writes the videos of one store in every format, checks that all loaders give the same batches, then lets them take
-turns, each in a process of its own with one thread (Ray Data: a local cluster of 2 CPUs). A process opens the data once, reads
-all of it in order with a cold cache (`posix_fadvise(DONTNEED)` on every file, which empties the page cache of this
-machine but not that of a hypervisor under it), in order again with a warm one, then in one exact random permutation of all videos.
-Rates are of what follows the first batch; the first batch has its own figure, from opening on, without imports and
-without the start of Ray. A core's share is videos over the processor seconds of the whole process tree.
+turns, each in a process of its own with one thread (Ray Data: a local cluster of 2 CPUs). A process opens the data
+once, reads all of it in order with a cold cache, in order again with a warm one, then in one exact random permutation.
+Cold is `posix_fadvise(DONTNEED)` on every file: that empties the page cache of this machine, not that of a hypervisor
+under it. Rates are of what follows the first batch; the first batch has its own figure, from opening on, without
+imports and without the start of Ray. A core's share is videos over the processor seconds of the whole process tree.
 
 The other loaders' libraries come into an environment under outputs/ that sees this one's packages; nothing is installed
 here. `--step-rate` is the rate of the GPU step that loaders have to feed (the newest in benchmarks/results.md).
@@ -182,6 +182,7 @@ def main() -> None:
     libraries = [LOADERS[name].library for name in names if LOADERS[name].library]
     here = all(importlib.util.find_spec(library) for library in libraries)
     python = Path(sys.executable) if here else environment()
+    ENVIRONMENT.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ENVIRONMENT.parent) as text:
         folder = Path(text)
         prepare(own.videos, folder)
