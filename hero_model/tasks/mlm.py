@@ -8,7 +8,7 @@ go through the second half of its last layer and the head.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -99,7 +99,7 @@ class Mlm:
             targets=torch.from_numpy(texts.tokens[chosen]),
         )
 
-    def forward(self, hero: Hero, head: LmHead, batch: MlmBatch, at: At) -> TaskOutput:
+    def forward(self, hero: Hero, head: Any, batch: MlmBatch, at: At) -> TaskOutput:
         """Sum of cross entropies over predicted tokens, and their accuracy."""
         hidden_MD = hero.encode_segments(batch.videos, batch.reads)
         loss, correct = head.loss(hidden_MD, hero.words_VD, batch.targets)
