@@ -24,14 +24,15 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.results import row, spread
 from benchmarks.tv_like import BATCH, SEED, copied, padded_rows, tv_like
-from benchmarks.variants import Variant, both_ways, check, packed, padded
+from benchmarks.variants import Variant, both_ways, check, keep_freed_memory, packed, padded
 from hero_model import config as sizes
 from hero_model.multitask import MultiTaskHero
 from hero_model.tasks import Fom, Mfm, Mlm, Task, Vsm
@@ -42,7 +43,7 @@ PRODUCT = {"cpu": 2048, "cuda": 8192}  # side of the square matrices whose produ
 
 
 class Meter:
-    """Times phases and reads peak memory of one device."""
+    """Times phases on one device."""
 
     def __init__(self, device: torch.device, clock: Callable[[], float]) -> None:
         self.device, self.clock = device, clock
@@ -52,21 +53,6 @@ class Meter:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return self.clock()
-
-    def forget_peak(self) -> None:
-        """Start a new peak."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM starts anew
-
-    def held(self, *, peak: bool) -> float:
-        """GB held now, or at most since `forget_peak`: allocated on a GPU, resident on a CPU."""
-        if self.device.type == "cuda":
-            return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 1e9
-        field = "VmHWM:" if peak else "VmRSS:"
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e9
 
     def step(self, variant: Variant, kind: str) -> list[float]:
         """Seconds of forward, backward and update of one step."""
@@ -93,13 +79,36 @@ class Meter:
         return repeats * 2 * side**3 / (self.now() - began) / 1e12
 
 
-def flops(variant: Variant, kind: str) -> float:
-    """Operations of forward and backward, counted by torch: matrix products and attention."""
+class Counts(NamedTuple):
+    """What one step of a variant takes, whatever its speed."""
+
+    flops: float  # of forward and backward, as torch counts them: matrix products and attention
+    saved_gb: float  # tensors that forward keeps for backward, parameters apart
+    peak_gb: float  # allocated at most above what lay there, on a GPU
+
+
+def counted(variant: Variant, kind: str, device: torch.device) -> Counts:
+    """One step, counted: a warm-up of what is timed."""
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    cuda = device.type == "cuda"
+    before = torch.cuda.memory_allocated() if cuda else 0
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
     with FlopCounterMode(display=False) as counter:
-        variant.losses[kind]().backward()
-    for tensor in variant.parameters.values():
-        tensor.grad = None
-    return float(counter.get_total_flops())
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = variant.losses[kind]()
+        loss.backward()
+    variant.update()
+    own = {parameter.untyped_storage().data_ptr() for parameter in variant.parameters.values()}
+    total = sum(size for place, size in saved.items() if place not in own)
+    peak = torch.cuda.max_memory_allocated() - before if cuda else 0
+    return Counts(float(counter.get_total_flops()), total / 1e9, peak / 1e9)
 
 
 def mixed(shares: dict[str, int], of: Callable[[str], float]) -> float:
@@ -161,16 +170,8 @@ def measure(own: argparse.Namespace, device: torch.device, meter: Meter) -> dict
         missing["padded oracle"] = f"the official code reads {BATCH} videos at a time"
     tokens = mixed(shares, lambda kind: flat[kind].num_tokens)
     seconds: dict[str, list[dict[str, list[float]]]] = {variant.name: [] for variant in variants}
-    peaks, work, products = {}, {}, []
-    for variant in variants:
-        work[variant.name] = mixed(shares, functools.partial(flops, variant))
-        for kind in shares:  # the warm-up, in which moments come to be
-            meter.step(variant, kind)
-        meter.forget_peak()
-        before = meter.held(peak=False)
-        for kind in shares:
-            meter.step(variant, kind)
-        peaks[variant.name] = meter.held(peak=True) - before
+    products = []
+    counts = {variant.name: {kind: counted(variant, kind, device) for kind in shares} for variant in variants}
     if own.profile:
         print(profiled(variants[0], shares, meter))
     compiled_before = graphs()
@@ -188,8 +189,7 @@ def measure(own: argparse.Namespace, device: torch.device, meter: Meter) -> dict
         "graphs": compiled_before,
         "graphs_of_timed_rounds": graphs() - compiled_before,
         "variants": {
-            name: _summary(each, shares, own.batch, tokens, work[name], peaks[name], products)
-            for name, each in seconds.items()
+            name: _summary(each, shares, own.batch, tokens, counts[name], products) for name, each in seconds.items()
         },
     }
 
@@ -203,12 +203,12 @@ def _summary(
     shares: dict[str, int],
     videos: int,
     tokens: float,
-    work: float,
-    peak_gb: float,
+    counts: dict[str, Counts],
     products: list[float],
 ) -> dict[str, Any]:
     """Figures of one variant, a value a round."""
     steps = [mixed(shares, lambda kind, each=each: sum(each[kind])) for each in rounds]
+    work = mixed(shares, lambda kind: counts[kind].flops)
     core = [mixed(shares, lambda kind, each=each: sum(each[kind][:2])) for each in rounds]
     return {
         "videos_per_s": [videos / s for s in steps],
@@ -216,7 +216,8 @@ def _summary(
         "without_optimizer_videos_per_s": [videos / s for s in core],
         "tflop_per_step": work / 1e12,
         "of_matrix_rate": [work / s / 1e12 / rate for s, rate in zip(core, products, strict=True)],
-        "peak_gb": peak_gb,
+        "saved_gb": {kind: count.saved_gb for kind, count in counts.items()},
+        "peak_gb": max(count.peak_gb for count in counts.values()),
         "phases_s": {
             phase: [mixed(shares, lambda kind, each=each, at=at: each[kind][at]) for each in rounds]
             for at, phase in enumerate(PHASES)
@@ -232,7 +233,8 @@ def told(own: argparse.Namespace, found: dict[str, Any]) -> str:
         f"forward and backward at {spread(one['of_matrix_rate'])} of the matrix rate "
         f"({one['tflop_per_step']:.3g} TFLOP a step), "
         + ", ".join(f"{phase} {spread(seconds)} s" for phase, seconds in one["phases_s"].items())
-        + f", peak {one['peak_gb']:.2f} GB above what lay there"
+        + f", kept for backward {max(one['saved_gb'].values()):.2f} GB"
+        + (f", peak {one['peak_gb']:.2f} GB above what lay there" if own.device == "cuda" else "")
         for name, one in found["variants"].items()
     ]
     lines += [f"{name}: not measured ({why})" for name, why in found["not_measured"].items()]
@@ -269,6 +271,7 @@ def main() -> None:
     if own.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")
     torch.set_num_threads(own.threads)
+    keep_freed_memory()  # as the trainer does, for every variant
     meter = Meter(torch.device(own.device), time.perf_counter if own.clock == "wall" else time.process_time)
     found = measure(own, torch.device(own.device), meter)
     print(told(own, found))

@@ -79,8 +79,8 @@ class _WordCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        """Scale what forward has computed, in place: the table's gradient is 150 MB."""
-        return (*(gradient.mul_(outer[0]) for gradient in ctx.saved_tensors), None, None, None, None)
+        """Scale what forward has computed."""
+        return (*(gradient * outer[0] for gradient in ctx.saved_tensors), None, None, None, None)
 
 
 def _add_gradients(
