@@ -32,10 +32,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.results import row, spread
 from benchmarks.tv_like import BATCH, SEED, copied, padded_rows, tv_like
-from benchmarks.variants import Variant, both_ways, check, keep_freed_memory, packed, padded
+from benchmarks.variants import Variant, both_ways, check, packed, padded
 from hero_model import config as sizes
 from hero_model.multitask import MultiTaskHero
 from hero_model.tasks import Fom, Mfm, Mlm, Task, Vsm
+from hero_platform.train.determinism import keep_freed_memory
 
 MIX: dict[Task, int] = {Mlm(): 2, Mfm(): 2, Fom(): 1, Vsm(): 2}
 PHASES = ("forward", "backward", "optimizer")

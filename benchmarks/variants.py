@@ -32,7 +32,6 @@ from oracle.collate import Query, Segment, Video
 from oracle.model import Heads, Oracle
 from oracle.optim import AdamW, clip
 
-from hero_platform.train.determinism import keep_freed_memory
 from hero_platform.train.optim import OfficialAdamW, clip_gradients, param_groups, set_learning_rate
 
 AT = At(SEED, 0)
