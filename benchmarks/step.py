@@ -262,6 +262,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a busy machine; 1 thread")
     parser.add_argument("--variants", nargs="+", choices=("eager", "compiled", "padded"),
                         default=["eager", "compiled", "padded"])  # fmt: skip
+    parser.add_argument("--default-malloc", action="store_true", help="let glibc give freed memory back, to compare")
     parser.add_argument("--profile", action="store_true", help="print where the first variant spends its time")
     parser.add_argument("--json", type=Path, help="write every figure of every round there")
     own = parser.parse_args()
@@ -272,7 +273,8 @@ def main() -> None:
     if own.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")
     torch.set_num_threads(own.threads)
-    keep_freed_memory()  # as the trainer does, for every variant
+    if not own.default_malloc:
+        keep_freed_memory()  # as the trainer does, for every variant
     meter = Meter(torch.device(own.device), time.perf_counter if own.clock == "wall" else time.process_time)
     found = measure(own, torch.device(own.device), meter)
     print(told(own, found))
