@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
+# tests that start no cluster and no server
+QUICK := not ray and not s3 and not slow and not chaos
 
 .PHONY: demo test slow chaos cluster env check lint types ui bench
 
@@ -9,9 +11,10 @@ BIN := $(VENV)/bin
 demo: env
 	$(BIN)/python -m jobs.demo
 
-# what every change has to pass; CI runs `slow` too
+# what every change has to pass; CI runs `slow` too. The quick ones run on two cores at once, the others need both
 test: env lint types
-	$(BIN)/pytest -m 'not slow and not chaos'
+	$(BIN)/pytest -n 2 --dist loadfile -m '$(QUICK)'
+	$(BIN)/pytest -m 'not slow and not chaos and (ray or s3)'
 
 # whole runs on real workers and servers, killed and started again
 slow: env
@@ -30,7 +33,7 @@ cluster: env
 
 # before each commit: lint, types and the tests that start no cluster and no server
 check: env lint types
-	$(BIN)/pytest -m 'not ray and not s3 and not slow and not chaos'
+	$(BIN)/pytest -n 2 --dist loadfile -m '$(QUICK)'
 
 # short benchmarks: rows of benchmarks/results.csv and docs/images/speed.png, which shows all rows over time
 bench: env

@@ -73,12 +73,15 @@ def _job(own: argparse.Namespace) -> int:
         if dry:
             return _show(own, job, address)
         return _submit(own, connect(address), job)
+    from hero_platform import home
     from hero_platform.cluster.submit import attempts, newest
 
-    client = connect(address)
     if own.what == "list":
-        return _list(own, attempts(client))
-    attempt = newest(client, own.attach or own.words[0])
+        return _list(own, attempts(connect(address)))
+    name = own.attach or own.words[0]
+    home.check_name("job", name)
+    client = connect(address)
+    attempt = newest(client, name)
     if own.what == "stop":
         return _stop(own, client, attempt)
     if own.what == "logs":

@@ -47,6 +47,11 @@ COMMANDS = [  # what takes a name, with NAME in its place
     ("clean", ["--sweep=NAME", "--yes"]),
     ("clean", ["--store=NAME", "--yes"]),
     ("demo", ["--name=NAME"]),
+    ("submit", ["train", "pretrain_synthetic", "--name=NAME"]),
+    ("submit", ["tune", "pretrain_synthetic", "--space", "lr_and_warmup", "--trials", "1", "--name=NAME"]),
+    ("submit", ["logs", "NAME"]),
+    ("submit", ["stop", "NAME"]),
+    ("submit", ["--attach=NAME"]),
 ]
 
 
