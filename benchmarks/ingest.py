@@ -105,7 +105,10 @@ def one(name: str, folder: Path, num_videos: int, *, check: bool) -> dict[str, A
     """What a process measures: one loader."""
     import torch
 
+    from hero_platform.train.determinism import keep_freed_memory
+
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the process that trains does, for every loader
     loader = LOADERS[name]
     with contextlib.ExitStack() as stack:
         if name == "ray":
