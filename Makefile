@@ -54,5 +54,5 @@ env: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,captions,mlflow-server]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,captions,video,mlflow-server]'
 	touch $@
