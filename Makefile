@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # tests that start no cluster and no server
 QUICK := not ray and not s3 and not slow and not chaos
 
-.PHONY: demo test slow chaos cluster env check lint types ui
+.PHONY: demo test slow chaos cluster env check lint types ui bench
 
 # sample data, pre-training, fine-tuning with and without it, evaluation, and where to look
 demo: env
@@ -18,7 +18,7 @@ test: env lint types
 
 # whole runs on real workers and servers, killed and started again
 slow: env
-	$(BIN)/pytest -m 'slow and not cluster'
+	$(BIN)/pytest -m 'slow and not cluster' --durations 25
 
 # real runs that die at every place we know of: CHAOS_SEED=N draws another order
 chaos: env
@@ -34,6 +34,10 @@ cluster: env
 # before each commit: lint, types and the tests that start no cluster and no server
 check: env lint types
 	$(BIN)/pytest -n 2 --dist loadfile -m '$(QUICK)'
+
+# short benchmarks: rows of benchmarks/results.csv and docs/images/speed.png, which shows all rows over time
+bench: env
+	PYTHONPATH=platform:. $(BIN)/python -m benchmarks.bench
 
 lint: env
 	$(BIN)/ruff check .
@@ -54,5 +58,5 @@ env: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,captions,mlflow-server]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,captions,video,mlflow-server]'
 	touch $@

@@ -25,7 +25,8 @@ import pytest
 import requests
 import yaml
 
-from tests.integration.conftest import ROOT, Runs, free_ports
+from tests.integration.conftest import ROOT, Runs
+from tests.integration.servers import free_ports
 
 SSHD = "/usr/sbin/sshd"
 BRIDGE, OUTSIDE = "herobr0", "10.77.0.1"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from hero_platform.train.on_ray import worker_environment
 from jobs import submit
 
 
@@ -79,12 +80,15 @@ def test_a_job_has_the_name_of_its_run(tmp_path, words: str, name: str, cpus: fl
 def test_no_secret_goes_along(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-key")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:hidden-word@tracking.example")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://s3.example")
-    monkeypatch.setenv("HERO_HOME", "s3://bucket/hero")
-    found = dry(tmp_path, "train", "pretrain_tv")
-    assert found["environment"] == {
-        "HERO_HOME": "s3://bucket/hero", "PYTHONPATH": "platform", "AWS_ENDPOINT_URL": "https://s3.example"
+    along = {
+        "AWS_ENDPOINT_URL": "https://aws.example", "AWS_ENDPOINT_URL_S3": "https://s3.example",
+        "HERO_CACHE": "/disk/cache", "HERO_CACHE_BYTES": "1000", "HERO_HOME": "s3://bucket/hero",
     }  # fmt: skip
+    for name, value in along.items():
+        monkeypatch.setenv(name, value)
+    found = dry(tmp_path, "train", "pretrain_tv")
+    assert found["environment"] == {"PYTHONPATH": "platform", **along}
+    assert worker_environment().items() >= along.items(), "from a driver to its workers too"
     assert "hidden" not in json.dumps(found)
 
 

@@ -16,7 +16,6 @@ from hero_platform import home
 from hero_platform.cluster.package import stage
 from hero_platform.credentials import shareable
 from hero_platform.scratch import scratch
-from hero_platform.tracking.price import VARIABLE as PRICES
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 NAME, ATTEMPT, WORDS, SUBMITTER = "hero_name", "hero_attempt", "hero_words", "hero_submitter"  # metadata of a Ray job
 HOME = "hero_home"
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
-FORWARDED = ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", PRICES)
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ def _taken(last: Attempt, job: Job, again: bool) -> Submitted | None:
 
 def environment() -> dict[str, str]:
     """What a job knows of this environment: where outputs and records go, and no secret (design D11)."""
-    return {"HERO_HOME": home.root(), "PYTHONPATH": "platform", **shareable(FORWARDED)}
+    return {"PYTHONPATH": "platform", **home.environment()}
 
 
 def _notes(origin: dict[str, Any]) -> tuple[str, ...]:
