@@ -1,4 +1,4 @@
-"""How replicas come to another checkpoint. The actor is an object here, without Ray (test_serve.py has the real one)."""
+"""How replicas come to another checkpoint. Here the actor is an object, without Ray; test_serve.py has the real one."""
 
 from __future__ import annotations
 
