@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # tests that start no cluster and no server
 QUICK := not ray and not s3 and not slow and not chaos
 
-.PHONY: demo test slow chaos cluster env check lint types ui
+.PHONY: demo test slow chaos cluster env check lint types ui bench
 
 # sample data, pre-training, fine-tuning with and without it, evaluation, and where to look
 demo: env
@@ -34,6 +34,10 @@ cluster: env
 # before each commit: lint, types and the tests that start no cluster and no server
 check: env lint types
 	$(BIN)/pytest -n 2 --dist loadfile -m '$(QUICK)'
+
+# short benchmarks: rows of benchmarks/results.csv and docs/images/speed.png, which shows all rows over time
+bench: env
+	PYTHONPATH=platform:. $(BIN)/python -m benchmarks.bench
 
 lint: env
 	$(BIN)/ruff check .

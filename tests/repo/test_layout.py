@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import os
 import re
 import subprocess
 import sys
@@ -176,3 +177,23 @@ def test_help_imports_nothing_heavy(job: str):
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
+
+
+def test_the_step_benchmark_runs_on_a_bare_machine():
+    """`benchmarks.step` goes to GPU machines that have torch and NumPy and nothing else of ours."""
+    program = (
+        "import sys\n"
+        "import benchmarks.step\n"
+        "others = {'ray', 'mlflow', 'pyarrow', 'psutil', 'matplotlib', 'transformers', 'tokenizers', 'safetensors',\n"
+        "          'pydantic', 'tyro', 'fsspec', 'optuna', 'requests', 'msgpack', 'lmdb'} & set(sys.modules)\n"
+        "assert not others, others\n"
+    )
+    path = os.pathsep.join([str(ROOT), str(ROOT / "platform")])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stderr

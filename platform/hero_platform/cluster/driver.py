@@ -37,17 +37,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, retries, dashes, module, *words = sys.argv[1:] if argv is None else argv
     assert dashes == "--"
     folder = home.job_dir(name)
-    files.makedirs(folder)
-    began = time.time()
-    result = files.join(folder, RESULT_FILE)
-    files.remove(result)  # of an earlier start
-    facts = {"name": name, "job": [module, *words], "started": began, "retries": int(retries)}
-    files.write_json(files.join(folder, FACTS_FILE), facts)
+    result, kept = files.join(folder, RESULT_FILE), files.join(folder, FACTS_FILE)
+    facts = {"name": name, "job": [module, *words], "started": time.time(), "retries": int(retries)}
+    try:
+        files.makedirs(folder)
+        files.remove(result)  # of an earlier start
+        files.write_json(kept, facts)
+    except (OSError, ValueError) as error:
+        logger.error("nothing can be kept in %s, so the job is not started: %s", folder, error)
+        return 1
     asked = [sys.executable, "-m", module, *words, "--json", result]
     with scratch("hero-job-") as place, _kept(f"{place}/{LOG_FILE}", _log_of(folder)) as log:
         code, starts = _run(asked, int(retries), log)
         facts |= {"ended": time.time(), "exit_code": code, "starts": starts}
-        files.write_json(files.join(folder, FACTS_FILE), facts)
+        try:
+            files.write_json(kept, facts)
+        except OSError as error:  # the job has ended as it has, whatever became of the storage
+            logger.error("how the job ended cannot be kept in %s: %s", kept, error)
     return code
 
 
