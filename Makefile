@@ -18,7 +18,7 @@ test: env lint types
 
 # whole runs on real workers and servers, killed and started again
 slow: env
-	$(BIN)/pytest -m 'slow and not cluster'
+	$(BIN)/pytest -m 'slow and not cluster' --durations 25
 
 # real runs that die at every place we know of: CHAOS_SEED=N draws another order
 chaos: env
@@ -58,5 +58,5 @@ env: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,captions,mlflow-server]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,captions,video,mlflow-server]'
 	touch $@

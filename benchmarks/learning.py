@@ -49,11 +49,11 @@ from benchmarks.learning_plan import (
     system,
 )
 from benchmarks.learning_pool import run_all
+from hero_model.decoding import Decoding
 from hero_platform import files, home
 from hero_platform.infer.caption_score import score_captions
 from hero_platform.infer.captions import Clips
 from hero_platform.infer.moments import Corpus
-from hero_platform.infer.retrieve import Decoding
 from hero_platform.report.table import chance
 from hero_platform.store.reader import FeatureStore
 

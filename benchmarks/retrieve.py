@@ -71,7 +71,7 @@ def _search(path: str, checkpoint: str, workers: int) -> dict[str, Any]:
     """What the watched process does: every phase once, timed."""
     import torch
 
-    from hero_platform.infer.embed import Embedder
+    from hero_model.embedder import Embedder
     from hero_platform.infer.evaluation import load_model
     from hero_platform.infer.moments import Corpus
     from hero_platform.infer.on_ray import Workers, on_ray

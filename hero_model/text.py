@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import html
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from hero_model.config import TextIds
@@ -25,6 +27,8 @@ Variant = Literal["sub", "query", "tvc"]
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 VOCABULARY_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe", "dict.txt"))
+WORDS_FILE = "words.txt"
+_FILES = {WORDS_FILE, *VOCABULARY_FILES[0], *VOCABULARY_FILES[1]}
 
 _SPECIAL_RE = re.compile("(" + "|".join(re.escape(token) for token in SPECIALS) + ")")
 # What transformers 2.0.0 applied to every decoded text, in this order.
@@ -194,6 +198,18 @@ class WordTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The words of these ids, joined by single blanks."""
         return " ".join(self._tokens[index] for index in ids)
+
+
+def read_vocabulary(folder: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of a folder: the words of `words.txt`, else RoBERTa's vocabulary in either of its two file sets.
+
+    Raises:
+        ValueError: the folder holds neither.
+    """
+    contents = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name in _FILES}
+    if WORDS_FILE in contents:
+        return WordTokenizer(contents[WORDS_FILE].decode("utf-8").split())
+    return RobertaTokenizer.from_files(contents)
 
 
 def _digest(kind: str, lines: Sequence[str]) -> str:

@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         ("--run", "NAME", "a run with its checkpoints and evaluations"),
         ("--sweep", "NAME", "a sweep with all its trials"),
         ("--store", "CORPUS/FEATURES", "a feature store"),
-        ("--cache", "NAME", "a cache (shards, journals, scratch, partial or all)"),
+        ("--cache", "NAME", "a cache (shards, indexes, journals, scratch, partial or all)"),
     ):
         built.add_argument(flag, action="append", default=[], metavar=of, help=f"delete {what}; may be repeated")
     built.add_argument("--yes", action="store_true", help="do it; without it the plan is printed")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
@@ -37,10 +39,47 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write what was printed to FILE, machine-readable")
 
 
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """The flags that choose a checkpoint."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--run", metavar="NAME", help="a run; takes its best checkpoint, else its last")
+    which.add_argument("--checkpoint", metavar="DIR", help="a checkpoint's folder")
+    parser.add_argument("--step", default="", metavar="N|best|last", help="which checkpoint of --run")
+
+
+def checkpoint_of(own: argparse.Namespace) -> str:
+    """The folder that `--run`, `--checkpoint` and `--step` mean.
+
+    Raises:
+        ValueError: there is no such run or checkpoint.
+    """
+    from hero_platform import home
+    from hero_platform.train import snapshot
+    from hero_platform.train.records import run_folder
+    from hero_platform.train.resolve import best_or_last
+
+    if not own.run:
+        if own.step:
+            raise ValueError("--step chooses among a run's checkpoints; with --checkpoint DIR name the folder itself")
+        return str(own.checkpoint)
+    if own.step and own.step not in ("best", "last") and not own.step.isdigit():
+        raise ValueError(f"--step is a number, best or last, not {own.step!r}")
+    run_folder(own.run)
+    root = home.checkpoints_dir(own.run)
+    if not own.step:
+        return best_or_last(root)
+    return snapshot.choose(root, int(own.step) if own.step.isdigit() else own.step)
+
+
 def run_job(program: str, job: Callable[[], int]) -> int:
     """Run a job; a user's mistake (`ValueError`, a missing file, a folder for a file) is one line and exit code 2."""
     try:
-        return job()
+        code = job()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its end
+        return 128 + signal.SIGPIPE
     except (ValueError, FileNotFoundError, PermissionError) as error:
         from hero_platform.credentials import without_credentials
 

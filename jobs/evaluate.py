@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import Parser, add_common, program_of, run_job, write_json
+from jobs.cli import Parser, add_checkpoint, add_common, checkpoint_of, program_of, run_job, write_json
 
 if TYPE_CHECKING:
     from hero_model.tasks import Task
@@ -29,10 +29,7 @@ VARIANTS = ("nms", "videos", "shortest", "longest", *SWITCHES)  # settings that 
 def parser() -> argparse.ArgumentParser:
     """The job's flags."""
     built = Parser(prog=PROGRAM, description=__doc__)
-    which = built.add_mutually_exclusive_group(required=True)
-    which.add_argument("--run", metavar="NAME", help="a run; takes its best checkpoint, else its last")
-    which.add_argument("--checkpoint", metavar="DIR", help="a checkpoint's folder")
-    built.add_argument("--step", default="", metavar="N|best|last", help="which checkpoint of --run")
+    add_checkpoint(built)
     built.add_argument("--corpus", required=True, help="corpus to evaluate on")
     built.add_argument("--split", required=True, help="its split")
     built.add_argument("--store", metavar="[CORPUS=]PATH", help="its feature store (default: under HERO_HOME)")
@@ -88,7 +85,7 @@ def _job(own: argparse.Namespace) -> int:
 
     for what, name in (("corpus", own.corpus), ("split", own.split), ("evaluation", own.name or "default")):
         home.check_name(what, name)
-    checkpoint = _checkpoint(own)
+    checkpoint = checkpoint_of(own)
     store = FeatureStore.open(_store(own))
     module, config = load_model(checkpoint)
     task = evaluated_task(config, own.corpus, own.task)
@@ -101,7 +98,7 @@ def _job(own: argparse.Namespace) -> int:
     parent = home.run_dir(own.run) if own.run else home.root()
     # a converted checkpoint has no run to lie in, and all of them have step 0
     which = step if own.run else f"{step}-{snapshot.weights_digest(checkpoint)[:8]}"
-    name = own.name or f"{own.corpus}-{own.split}-{which}{_variant(own)}"
+    name = own.name or f"{own.corpus}-{own.split}-{which}{variant(own)}"
     home.check_name("evaluation", name)  # together they may be too long
     folder = files.join(parent, "evaluations", name)
     facts = {"checkpoint": checkpoint, "folder": folder, "corpus": own.corpus, "task": task.kind, "nms": own.nms}
@@ -126,7 +123,7 @@ def _job(own: argparse.Namespace) -> int:
     return 0
 
 
-def _variant(own: argparse.Namespace) -> str:
+def variant(own: argparse.Namespace) -> str:
     """What sets this evaluation apart from the default one: `-nms_0.5-longest_20`. Other settings, other numbers."""
     default = parser().get_default
     given = {name: getattr(own, name) for name in VARIANTS if getattr(own, name) != default(name)}
@@ -135,11 +132,11 @@ def _variant(own: argparse.Namespace) -> str:
 
 def _settings(own: argparse.Namespace, checkpoint: str, task: Task) -> Settings:
     """How to answer."""
+    from hero_model.decoding import Decoding
     from hero_model.nn.generate import Search
     from hero_platform.corpora.tvr import read_video_numbers
     from hero_platform.infer.evaluation import Settings
     from hero_platform.infer.on_ray import Workers
-    from hero_platform.infer.retrieve import Decoding
     from hero_platform.store.tokens import TokenizerSpec
 
     if own.nms is not None and not 0 <= own.nms <= 1:
@@ -162,7 +159,7 @@ def _settings(own: argparse.Namespace, checkpoint: str, task: Task) -> Settings:
 
 def _name(own: argparse.Namespace) -> str:
     """What the run calls this evaluation."""
-    return f"{own.corpus}/{own.split}{f'-{own.name}' if own.name else _variant(own)}"
+    return f"{own.corpus}/{own.split}{f'-{own.name}' if own.name else variant(own)}"
 
 
 def _keep(own: argparse.Namespace, config: RunConfig, folder: str, results: Mapping[str, Any]) -> None:
@@ -176,26 +173,6 @@ def _keep(own: argparse.Namespace, config: RunConfig, folder: str, results: Mapp
         tracker = keep_evaluation(config, run, step, _name(own), results["metrics"])
         tracker.log_artifact(folder, results[KEPT_AS])
         close_evaluation(tracker, run)
-
-
-def _checkpoint(own: argparse.Namespace) -> str:
-    """The folder to load."""
-    from hero_platform import home
-    from hero_platform.train import snapshot
-    from hero_platform.train.records import run_folder
-    from hero_platform.train.resolve import best_or_last
-
-    if not own.run:
-        if own.step:
-            raise ValueError("--step chooses among a run's checkpoints; with --checkpoint DIR name the folder itself")
-        return str(own.checkpoint)
-    if own.step and own.step not in ("best", "last") and not own.step.isdigit():
-        raise ValueError(f"--step is a number, best or last, not {own.step!r}")
-    run_folder(own.run)
-    root = home.checkpoints_dir(own.run)
-    if not own.step:
-        return best_or_last(root)
-    return snapshot.choose(root, int(own.step) if own.step.isdigit() else own.step)
 
 
 def _store(own: argparse.Namespace) -> str:

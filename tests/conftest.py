@@ -16,7 +16,7 @@ import torch
 # Outside settings must not leak into a test, nor a test into them.
 for _name in (
     *("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"),
-    *("HERO_INSTANCE_TYPE", "HERO_MARKET", "HERO_REGION", "HERO_PRICES"),
+    *("HERO_INSTANCE_TYPE", "HERO_MARKET", "HERO_REGION", "HERO_PRICES", "HERO_CACHE", "HERO_CACHE_BYTES"),
 ):
     os.environ.pop(_name, None)
 

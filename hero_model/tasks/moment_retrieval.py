@@ -42,6 +42,11 @@ class MomentRetrieval(Alignment):
         if not 0 <= self.shortest < self.longest:
             raise ValueError(f"moments need 0 <= shortest < longest, not {self.shortest} and {self.longest}")
 
+    @classmethod
+    def like(cls, task: Alignment) -> MomentRetrieval:
+        """Moment retrieval that packs its videos as another task of this kind, for what that has learnt."""
+        return cls(max_frames=task.max_frames, context=task.context, flat=task.flat)
+
     def prepare(self, examples: Examples, at: At, text: TextIds, *, training: bool = True) -> AlignmentBatch:
         """Pack one micro-batch; training may leave out the span term."""
         examples = replace(examples, videos=cut(examples.videos, self.max_frames))

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
 
 import psutil
 
-from hero_platform import files, home
+from hero_platform import files, home, transfer
 from hero_platform.files import Entry
 from hero_platform.scratch import Prefix, abandoned
 from hero_platform.store.cache import ShardCache
 from hero_platform.tracking.journal import scratch_root
 
+logger = logging.getLogger(__name__)
+
+PARTIAL = "partial"
 SILENT_S = 3600.0  # a write on a disk that others share may come from a machine whose processes nobody here can see
 
 
 def _shards() -> Iterator[str]:
     """A reader keeps what it has mapped, and fetches the rest again."""
     yield from map(str, ShardCache.default().folder.glob("*.arrow"))
+
+
+def _indexes() -> Iterator[str]:
+    """A search that has one mapped keeps what it reads until it ends; the next one builds it again."""
+    yield from (files.join(home.indexes_dir(), name) for name in files.listdir(home.indexes_dir()))
 
 
 def _journals() -> Iterator[str]:
@@ -50,18 +60,34 @@ def _scratch() -> Iterator[str]:
 
 
 def _partial() -> Iterator[str]:
-    """Under the root of outputs and in the shard cache; S3 keeps nothing of an upload that was cut off."""
-    for root in (home.root(), str(ShardCache.default().folder)):
-        for name in files.tree(root) if not files.is_remote(root) else ():
-            if files.is_left_behind(path := files.join(root, name), SILENT_S):
-                yield path
+    """Under the root of outputs, where that is here (`_uploads` for S3), and in the shard cache."""
+    root = home.root()
+    for name in files.tree(root) if not files.is_remote(root) else ():
+        if files.is_left_behind(path := files.join(root, name), SILENT_S):
+            yield path
+    yield from map(str, ShardCache.default().left())
+
+
+def _uploads() -> dict[str, transfer.Upload]:
+    """By address, those under the root of outputs, when it is on S3, that have had no new part for long."""
+    if not files.is_remote(root := home.root()):
+        return {}
+    fs, inner = files.filesystem(root)
+    try:
+        found = list(transfer.unfinished(fs, inner))
+    except PermissionError as error:
+        logger.warning("uploads that were cut off cannot be listed (s3:ListBucketMultipartUploads): %s", error)
+        return {}
+    old = (upload for upload in found if upload.changed_s < time.time() - SILENT_S)
+    return {f"s3://{upload.bucket}/{upload.key}?uploadId={upload.id}": upload for upload in old}
 
 
 _FIND: dict[str, tuple[Callable[[], Iterator[str]], str]] = {
     "shards": (_shards, "copies of shards on S3"),
+    "indexes": (_indexes, "videos encoded for search"),
     "journals": (_journals, "local journals of dead runs on S3"),
     "scratch": (_scratch, "temporary folders of dead processes"),
-    "partial": (_partial, "files that killed processes were writing"),
+    PARTIAL: (_partial, "files and uploads to S3 that killed processes were writing"),
 }
 NAMES = tuple(_FIND)
 
@@ -73,7 +99,8 @@ def described(name: str) -> str:
 
 def held(name: str) -> dict[str, Entry]:
     """Every file of a cache that can go, by its path."""
-    found: dict[str, Entry] = {}
+    uploads = _uploads() if name == PARTIAL else {}
+    found = {address: Entry(upload.bytes, upload.changed_s) for address, upload in uploads.items()}
     for place in _FIND[name][0]():
         if os.path.isdir(place):
             found |= {files.join(place, inner): entry for inner, entry in files.entries(place).items()}
@@ -86,6 +113,8 @@ def held(name: str) -> dict[str, Entry]:
 
 def empty(name: str) -> None:
     """Remove all of a cache that can go."""
+    for upload in _uploads().values() if name == PARTIAL else ():
+        transfer.abort(files.filesystem(home.root())[0], upload)
     for place in _FIND[name][0]():
         if os.path.isdir(place):
             shutil.rmtree(place, ignore_errors=True)  # another process may be about the same

@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, BinaryIO, NamedTuple
 
+from hero_platform import transfer
 from hero_platform.credentials import check_address
 from hero_platform.scratch import scratch
 
@@ -69,7 +70,9 @@ def filesystem(path: str | os.PathLike[str]) -> tuple[Any, str]:
     text = os.fspath(path)
     if is_remote(text):
         check_address(text)
-        return fsspec.core.url_to_fs(text, use_listings_cache=False)
+        fs, inner = fsspec.core.url_to_fs(text, use_listings_cache=False)
+        transfer.watch(fs)
+        return fs, inner
     return fsspec.core.url_to_fs(text)
 
 
@@ -129,7 +132,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a whole file atomically and durably."""
     if is_remote(path):
         with _reached(path) as (fs, inner):
-            fs.pipe_file(inner, data)
+            transfer.write(fs, inner, data)
         return
     with staged(path) as local:
         local.write_bytes(data)
@@ -159,7 +162,7 @@ def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
             local = Path(folder) / name_of(path)
             yield local
             with _reached(path) as (fs, inner):
-                fs.put_file(str(local), inner)
+                transfer.upload(fs, str(local), inner)
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +187,7 @@ def remove(path: str | os.PathLike[str]) -> None:
 
 
 def remove_partial(folder: str | os.PathLike[str], *, shared: bool = False) -> None:
-    """Remove what killed writers left behind in a local folder (an interrupted upload leaves nothing on S3).
+    """Remove what killed writers left behind in a local folder; on S3 `jobs.clean --cache partial` does.
 
     In a folder that is `shared` with other writers, what a living process may be writing stays.
     """
@@ -269,8 +272,7 @@ def copy_file(src: str | os.PathLike[str], dest: str | os.PathLike[str]) -> None
     """Copy one file between any two places; `dest` appears whole or not at all."""
     with staged(dest) as local:
         if is_remote(src):
-            with _reached(src) as (fs, inner):
-                fs.get_file(inner, str(local))
+            download(src, local, size_of(src))
         else:
             shutil.copyfile(src, local)
 
@@ -284,9 +286,24 @@ def copy_tree(src: str | os.PathLike[str], dest: str | os.PathLike[str]) -> None
         copy_file(join(src, name), join(dest, name))
 
 
-def sha256_file(path: str | os.PathLike[str]) -> str:
-    """Hex SHA-256 of a file, read in blocks."""
+def download(path: str | os.PathLike[str], local: Path, num_bytes: int) -> str:
+    """Write a URL's first `num_bytes` to a local file, over what it holds; returns their hex SHA-256."""
     digest = hashlib.sha256()
+    with open(local, "r+b" if local.exists() else "wb") as sink, _reached(path) as (fs, inner):
+        for part in transfer.parts(fs, inner, num_bytes):
+            sink.write(part)
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Hex SHA-256 of a file, read in blocks; on S3 several requests at once."""
+    digest = hashlib.sha256()
+    if is_remote(path):
+        with _reached(path) as (fs, inner):
+            for part in transfer.parts(fs, inner, int(fs.size(inner))):
+                digest.update(part)
+        return digest.hexdigest()
     with open_read(path) as stream:
         while block := stream.read(_CHUNK):
             digest.update(block)

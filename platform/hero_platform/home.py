@@ -6,8 +6,12 @@ import os
 import re
 
 from hero_platform import files
-from hero_platform.credentials import check_address
+from hero_platform.credentials import check_address, shareable
 
+_FOR_OTHERS = (
+    *("MLFLOW_TRACKING_URI", "HERO_PRICES", "HERO_CACHE", "HERO_CACHE_BYTES"),
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"),
+)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,199}")  # file systems take 255 bytes
 _SHOWN = 60  # characters of a name that is refused
 
@@ -23,6 +27,11 @@ def root() -> str:
         return os.path.abspath(home)
     check_address(home)
     return home.rstrip("/")
+
+
+def environment() -> dict[str, str]:
+    """What processes on other machines need to know of this environment, to find the same places; no secret (D11)."""
+    return {"HERO_HOME": root(), **shareable(_FOR_OTHERS)}
 
 
 def check_name(what: str, name: str) -> None:
@@ -80,6 +89,16 @@ def job_dir(name: str) -> str:
 def checkpoints_dir(name: str) -> str:
     """Folder of a run's checkpoints."""
     return files.join(run_dir(name), "checkpoints")
+
+
+def indexes_dir() -> str:
+    """Folder of search indexes, which are mapped into memory: on this machine, wherever the root lies."""
+    return os.path.join(cache_dir() if files.is_remote(root()) else root(), "indexes")
+
+
+def cache_dir() -> str:
+    """Folder of what this machine keeps of things elsewhere: `$HERO_CACHE`, default `~/.cache/hero`."""
+    return os.environ.get("HERO_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "hero")
 
 
 def store_dir(corpus: str, name: str) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 Prefix = Literal[
-    "hero-archive-", "hero-artifact-", "hero-job-", "hero-journal-", "hero-package-", "hero-ray-", "hero-replay-",
-    "hero-study-", "hero-train-", "hero-tune-", "hero-upload-", "hero-validations-",
+    "hero-archive-", "hero-artifact-", "hero-film-", "hero-index-", "hero-job-", "hero-journal-", "hero-package-",
+    "hero-ray-", "hero-replay-", "hero-study-", "hero-train-", "hero-tune-", "hero-upload-", "hero-validations-",
 ]  # fmt: skip
 
 

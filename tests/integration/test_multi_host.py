@@ -25,7 +25,8 @@ import pytest
 import requests
 import yaml
 
-from tests.integration.conftest import ROOT, Runs, free_ports
+from tests.integration.conftest import ROOT, Runs
+from tests.integration.servers import free_ports
 
 SSHD = "/usr/sbin/sshd"
 BRIDGE, OUTSIDE = "herobr0", "10.77.0.1"
@@ -75,6 +76,11 @@ def run(*words: str | Path) -> str:
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
     assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
     return done.stdout
+
+
+def say(what: str) -> None:
+    """A line of the transcript that `make cluster` shows."""
+    print(f"{time.strftime('%H:%M:%S')}  {what}", flush=True)
 
 
 def until(condition: Callable[[], Any], seconds: float, what: Callable[[], str] | str) -> None:
@@ -291,6 +297,7 @@ def test_a_job_survives_the_loss_of_a_host(cluster: Cluster, tiny_store: str):
     until(lambda: all(host.ray() for host in hosts.values()), 120, said)
     assert [oct(path.stat().st_mode & 0o777) for path in (token.parent, token)] == ["0o700", "0o600"]
     assert not is_open(ADDRESSES["hero-head"], 8265), "the dashboard answers on the head itself only"
+    say(f"`ray up` has made a head and two workers: {', '.join(ADDRESSES)}")
 
     elastic = ["--scale.num-workers", "2", "--scale.min-workers", "1", "--checkpoint.every", "20"]
     words = runs.words("far", "--steps", str(STEPS), *elastic, "--tracking.log-every", "1", "--evaluation.every", "0")
@@ -307,6 +314,7 @@ def test_a_job_survives_the_loss_of_a_host(cluster: Cluster, tiny_store: str):
             assert first["world"] == 2 and first["host"] in ("hero-one", "hero-two")
             hosts[first["host"]].die()  # that of rank 0, which writes checkpoints and record
             reached = runs.step("far")
+            say(f"{first['host']}, the host of rank 0 of 2, has died when step {reached} of {STEPS} was recorded")
             assert reached < STEPS, "it was over before the host died"
             code = job.wait(timeout=400)
         finally:
@@ -317,6 +325,7 @@ def test_a_job_survives_the_loss_of_a_host(cluster: Cluster, tiny_store: str):
     (other,) = {"hero-one", "hero-two"} - {first["host"]}
     last = start(runs, -1)
     assert last["world"] == 1 and last["host"] == other, "it went on on the host that was left"
+    say(f"the job has gone on on {other} alone, to its end, and what it said was:\n{text}")
     steps = sorted(step for step, metric in runs.record("far") if metric == "train/lr")
     assert steps == list(range(1, STEPS + 1)), "every step once"
     runs.assert_tracked_once("far", f"sqlite:///{runs.home}/mlflow.db")
@@ -326,6 +335,7 @@ def test_a_job_survives_the_loss_of_a_host(cluster: Cluster, tiny_store: str):
     until(lambda: not hosts[other].works(), 120, lambda: f"left on a worker: {hosts[other].ray()}")
     cluster.ssh(hosts[other], "bash -ic 'ray stop'")  # of a worker, `ray down` leaves the process that reads its logs
     assert hosts[other].ray() == []
+    say("every step is recorded once; after `ray down` and `ray stop` nothing of Ray runs on any host")
 
 
 def alive(address: str) -> int:

@@ -1,5 +1,6 @@
 """A store on S3: built there by Ray workers, read back through the bounded local cache."""
 
+import re
 import subprocess
 import sys
 
@@ -34,6 +35,9 @@ def stores(s3, tmp_path_factory):
     )
     done = subprocess.run([sys.executable, "-c", program, remote, local], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    requests, written = re.search(r"^s3 +([\d,]+) requests, .* read, ([\d,.]+) MB written$", done.stdout, re.M).groups()
+    size = Manifest.read(local).total("num_bytes") / 1e6  # of the shards, which Ray's workers wrote
+    assert int(requests.replace(",", "")) > 10 and float(written.replace(",", "")) >= round(size, 1)
     return remote, local
 
 
@@ -51,7 +55,7 @@ def test_rows_through_a_cache_smaller_than_the_store(stores, tmp_path):
     order = np.random.default_rng(0).permutation(len(near))
     for wanted in (order, order[:5], order[::-1]):
         np.testing.assert_array_equal(far.rows(wanted).frames, near.rows(wanted).frames)
-    assert 0 < sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2 * largest
+    assert 0 < sum(path.stat().st_size for path in tmp_path.glob("*.arrow")) <= 2 * largest
     np.testing.assert_array_equal(far.annotations("moments", "val").spans_s, near.annotations("moments", "val").spans_s)
 
 
@@ -60,6 +64,7 @@ def test_inspect_names_a_damaged_object(stores, s3, capsys):
     copy = f"{s3}/stores/copy"
     files.copy_tree(remote, copy)
     assert main(["inspect", copy]) == 0
+    assert re.search(r"^s3: [\d,]+ requests, [\d,.]+ MB read", capsys.readouterr().out, re.M)
     path = files.join(copy, "shards/00001.arrow")
     files.write_bytes(path, files.read_bytes(path)[:-1] + b"x")
     assert main(["inspect", copy]) == 1

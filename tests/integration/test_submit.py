@@ -21,7 +21,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.conftest import ROOT, Runs, free_ports
+from tests.integration.conftest import ROOT, Runs
+from tests.integration.servers import free_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 TOKEN = "f" * 64

@@ -211,6 +211,19 @@ def test_a_store_that_is_being_built_stays_for_a_while(root: Path, cleaned):
     assert code == 0 and facts["deleted"] and files.listdir(root / "stores" / "synthetic") == ["tiny"]
 
 
+def test_what_is_being_extracted_from_films_stays_for_a_while(hero_home: Path):
+    from hero_platform import housekeeping
+
+    settings = hero_home / "stores" / "mine" / "lite.extracted" / "settings.json"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("{}")
+    (item,) = housekeeping._stores()
+    assert (item.name, item.state) == ("mine/lite.extracted", "unfinished") and "may be being built" in item.busy
+    os.utime(settings, (0, 0))
+    (item,) = housekeeping._stores()
+    assert item.state == "unfinished" and not item.busy
+
+
 def test_caches_lose_what_nobody_uses(root: Path, cleaned, tmp_path: Path, monkeypatch):
     from hero_platform.store.cache import ShardCache
     from hero_platform.tracking.journal import Journal
@@ -218,7 +231,9 @@ def test_caches_lose_what_nobody_uses(root: Path, cleaned, tmp_path: Path, monke
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     monkeypatch.setenv("HERO_CACHE", str(tmp_path / "cache"))
     shard = next((root / "stores").rglob("*.arrow"))
-    copy = ShardCache.default().fetch(str(shard), files.sha256_file(shard), shard.stat().st_size)
+    sha256 = files.sha256_file(shard)
+    ShardCache.default().fetch(f"file://{shard}", sha256, shard.stat().st_size)
+    copy = ShardCache.default().path_of(sha256)
     dead = tmp_path / "tmp" / "hero-upload-dead"
     files.write_bytes(dead / "file", b"12345")
     partial = root / "runs" / "a" / ".config.json.999999999-ab.partial"

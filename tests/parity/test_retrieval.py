@@ -14,12 +14,13 @@ from oracle.collate import Segment, Video
 from parity import compare, examples, golden, packed
 from parity.golden import Case
 
+from hero_model.decoding import Decoding
+from hero_model.embedder import Embedder
 from hero_model.metrics.retrieval import Ranked, RetrievalMetric, Truth
 from hero_model.packed.batch import Notes, VideoRows
 from hero_model.packed.pack import offsets_of
 from hero_model.tasks import MomentRetrieval, VideoRetrieval
-from hero_platform.infer.embed import Embedder
-from hero_platform.infer.retrieve import Answers, Blocks, Decoding, VideoAnswers
+from hero_platform.infer.retrieve import Answers, Blocks, VideoAnswers
 from hero_platform.infer.search import Here, Part, Request, find_moments, find_videos
 
 SOLO = [case for case in golden.cases() if case.kind == "solo/vcmr_infer"]

@@ -51,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def is_lost(code: int | None) -> bool:
+def is_lost(code: int) -> bool:
     """Whether an exit code says that a process was killed, and did not end by itself."""
-    return code is None or code < 0 or (code > 128 and code not in (128 + signal.SIGINT, 128 + signal.SIGTERM))
+    return code < 0 or (code > 128 and code not in (128 + signal.SIGINT, 128 + signal.SIGTERM))
 
 
 def _run(asked: Sequence[str], retries: int, log: str) -> tuple[int, int]:
@@ -66,7 +66,7 @@ def _run(asked: Sequence[str], retries: int, log: str) -> tuple[int, int]:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     for start in range(1, retries + 2):
-        code = _once(asked, log)
+        code = _once(asked, log, stopped)
         if stopped.is_set() or not is_lost(code):
             return (130 if stopped.is_set() and code else code), start
         logger.warning("the job was lost (%s)", signal.Signals(-code).name if code < 0 else f"exit code {code}")
@@ -75,7 +75,7 @@ def _run(asked: Sequence[str], retries: int, log: str) -> tuple[int, int]:
     return 128 - code if code < 0 else code, start
 
 
-def _once(asked: Sequence[str], log: str) -> int:
+def _once(asked: Sequence[str], log: str, stopped: threading.Event) -> int:
     """Run the job once; what it says goes to the log, and from there to this process' output."""
     parent = os.getpid()
 
@@ -88,6 +88,8 @@ def _once(asked: Sequence[str], log: str) -> int:
     with open(log, "ab") as into, open(log, "rb") as shown:  # a file, since a pipe would break when this process dies
         shown.seek(0, os.SEEK_END)
         child = subprocess.Popen(asked, stdout=into, stderr=subprocess.STDOUT, preexec_fn=with_me)
+        if stopped.is_set():  # the signal came before there was a child
+            child.terminate()
         code = None
         while code is None:
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from hero_model.packed.batch import Examples, Notes
 from hero_model.packed.pack import spans
 from hero_model.tasks.base import At, Task, TaskBatch
 from hero_platform.config import Entry, RunConfig
+from hero_platform.feed.ahead import ReadAhead
 from hero_platform.feed.mixture import Mixture
 from hero_platform.feed.order import EpochOrder, share
 from hero_platform.store.reader import FeatureStore
@@ -52,7 +54,7 @@ class ExampleReader:
         Raises:
             ValueError: the split has no usable example.
         """
-        self._store = store
+        self.store = store
         self._table = store.annotations(task.annotations, split) if task.annotations else None
         self._by_video = getattr(task, "by_video", False)
         self._pairs = training and getattr(task, "pairs", False)
@@ -78,17 +80,22 @@ class ExampleReader:
 
     def read(self, positions: np.ndarray, groups: np.ndarray | None = None) -> Examples:
         """Examples at these positions, ordered by clip length so that equal lengths lie together."""
-        order = np.argsort(self._store.index.num_frames[self._rows[positions]], kind="stable")
+        order = np.argsort(self.store.index.num_frames[self._rows[positions]], kind="stable")
         chosen = positions[order]
         return Examples(
-            videos=self._store.rows(self._rows[chosen]),
+            videos=self.store.rows(self._rows[chosen]),
             notes=None if self._table is None else self._notes(self._table, chosen),
             groups=None if groups is None else groups[order],
         )
 
+    def shards(self, positions: np.ndarray | slice = slice(None)) -> list[int]:
+        """Shards that the examples at these positions lie in, ascending; without positions all of them."""
+        shards: list[int] = np.unique(self.store.index.shards[self._rows[positions]]).tolist()
+        return shards
+
     def names(self, positions: np.ndarray) -> tuple[list[str], list[str]]:
         """Ids of the examples at these positions and of their videos, in order; no feature is read."""
-        videos: list[str] = self._store.index.ids[self._rows[positions]].tolist()
+        videos: list[str] = self.store.index.ids[self._rows[positions]].tolist()
         if self._table is None:
             return videos, videos
         return self._table.ids[self._places[self._starts[positions]]].tolist(), videos
@@ -132,6 +139,30 @@ class Feed:
         number = self.mixture.entry(step)
         return number, self._orders[number].batch(self.mixture.ordinal(step), self._config.batch)
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether any of it is read through a shard cache."""
+        return any(reader.store.cache is not None for reader in self._readers)
+
+    def shards(self, step: int) -> list[tuple[FeatureStore, int]]:
+        """Store and number of each shard that this rank reads in a step; none of them is touched."""
+        number, positions = self._positions(step)
+        reader = self._readers[number]
+        mine = np.concatenate([places for pool in self._share for places in pool])
+        return [(reader.store, shard) for shard in reader.shards(positions[mine])]
+
+    def all_shards(self) -> list[tuple[FeatureStore, int]]:
+        """Store and number of each shard that any step may read; some come twice."""
+        return [(reader.store, shard) for reader in self._readers for shard in reader.shards()]
+
+    def again(self) -> Feed:
+        """The same stream, for steps far from where this one is read: each remembers the order of its own epochs."""
+        other = copy.copy(self)
+        other._orders = [
+            EpochOrder(len(reader), self._config.seed, number) for number, reader in enumerate(self._readers)
+        ]
+        return other
+
     def __getitem__(self, step: int) -> StepBatch:
         number, positions = self._positions(step)
         task, reader = self._config.mixture[number].task, self._readers[number]
@@ -154,9 +185,10 @@ class Prefetcher:
     Threads first (measured: on 2 cores, handing tensors between loader processes costs more than reading them, D7).
     """
 
-    def __init__(self, feed: Feed, *, start: int, stop: int, depth: int) -> None:
-        """Begin reading steps `start .. stop - 1`, at most `depth` ahead."""
+    def __init__(self, feed: Feed, *, start: int, stop: int, depth: int, ahead: ReadAhead | None = None) -> None:
+        """Begin reading steps `start .. stop - 1`, at most `depth` ahead; `ahead` fetches what they will read."""
         self._feed = feed
+        self._ahead = ahead
         self._stop = stop
         self._depth = max(depth, 1)
         self._pool = ThreadPoolExecutor(max_workers=min(self._depth, max(1, (os.cpu_count() or 2) // 2)))
@@ -164,6 +196,8 @@ class Prefetcher:
         self._request(start)
 
     def _request(self, step: int) -> None:
+        if self._ahead is not None:
+            self._ahead.reached(step)
         for ahead in range(step, min(step + self._depth, self._stop)):
             if ahead not in self._futures:
                 self._futures[ahead] = self._pool.submit(self._feed.__getitem__, ahead)
@@ -187,6 +221,8 @@ class Prefetcher:
 
     def close(self) -> None:
         """Drop what was read ahead and end the threads."""
+        if self._ahead is not None:
+            self._ahead.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from hero_model.decoding import Decoding
 from hero_model.multitask import MultiTaskHero
 from hero_model.nn.generate import Search
 from hero_model.packed.batch import Examples
@@ -23,7 +24,6 @@ from hero_platform import config_io, files
 from hero_platform.config import RunConfig
 from hero_platform.heartbeat import beat
 from hero_platform.infer.on_ray import Workers
-from hero_platform.infer.retrieve import Decoding
 from hero_platform.store.reader import FeatureStore
 from hero_platform.store.table import AnnotationTable
 from hero_platform.store.tokens import TokenizerSpec

@@ -86,7 +86,7 @@ def evaluated_task(config: RunConfig, corpus: str, kind: str = "") -> Task:
         raise ValueError(f"run {config.name} trained {', '.join(tasks)}: choose one with --task KIND")
     aligned = [entry.task for entry in config.mixture if isinstance(entry.task, Alignment)]
     if aligned and kind in ("", MomentRetrieval.kind):
-        return MomentRetrieval(max_frames=aligned[0].max_frames, context=aligned[0].context, flat=aligned[0].flat)
+        return MomentRetrieval.like(aligned[0])
     kinds = ", ".join(dict.fromkeys(entry.task.kind for entry in config.mixture))
     wanted = f"it did not train {kind}" if kind else "nothing in it answers annotations"
     raise ValueError(f"run {config.name} trained {kinds}: {wanted}")

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hero_model.decoding import Decoding
+from hero_model.embedder import Embedder
 from hero_model.metrics.base import summary
 from hero_model.metrics.retrieval import MAX_ANSWERS, Ranked, RetrievalMetric, Truth
 from hero_model.tasks import MomentRetrieval, VideoRetrieval
-from hero_platform.infer.embed import Embedder
 from hero_platform.infer.evaluation import Model, Settings, Submission
 from hero_platform.infer.on_ray import on_ray
-from hero_platform.infer.retrieve import Decoding, official_unravelling
+from hero_platform.infer.retrieve import official_unravelling
 from hero_platform.infer.search import Here, Part, Request, Team, find_moments, find_videos, threads
 from hero_platform.report.plots import MomentCase, moments_figure, recall_figure, times_figure
 from hero_platform.report.table import result_lines

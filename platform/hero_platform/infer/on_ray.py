@@ -15,16 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from hero_model.embedder import Embedder
 from hero_model.tasks import MomentRetrieval, VideoRetrieval
 from hero_platform import files
-from hero_platform.infer.embed import UNIT_VIDEOS, Embedder
+from hero_platform.infer.embed import UNIT_VIDEOS
 from hero_platform.infer.search import Part, Request, progress
-from hero_platform.ray_cluster import cluster, joined
+from hero_platform.ray_cluster import cluster, grows, joined
 from hero_platform.store.reader import FeatureStore
 from hero_platform.store.table import AnnotationTable
 from hero_platform.train.failure import last_line
 
 START_TIMEOUT_S = 300.0  # a worker that is not there by then found no place in a busy cluster
+MACHINE_TIMEOUT_S = 7200.0  # nor by then, where its machine has to come first
 
 
 class SearchFailed(RuntimeError):
@@ -47,13 +49,13 @@ class Member:
         self,
         workers: Workers,
         store: str,
-        table: tuple[str, str],
+        table: tuple[str, str] | None,
         task: MomentRetrieval | VideoRetrieval,
         request: Request,
         number: int,
         parts: int,
     ) -> None:
-        """Load the model, open the store and its `(kind, split)` of annotations; on a GPU if Ray gave one."""
+        """Load the model, open the store and its `(kind, split)` of annotations, if any; on a GPU if Ray gave one."""
         from hero_platform.infer.evaluation import load_model
 
         torch.set_num_threads(workers.threads)
@@ -61,11 +63,11 @@ class Member:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         embedder = Embedder(module.to(device), task, config.text, device, half=config.precision == "bf16")
         opened = FeatureStore.open(store)
-        notes = opened.annotations(*table).notes
+        notes = opened.annotations(*table).notes if table else None
         self._part = Part(embedder, opened, notes, request, number=number, parts=parts)
 
-    def run(self, phase: str, *given: Any) -> Iterator[int]:
-        """Do a phase of the part; Ray hands on each number as it comes."""
+    def run(self, phase: str, *given: Any) -> Iterator[Any]:
+        """Do a phase of the part; Ray hands on each number, or what else it gives, as it comes."""
         yield from getattr(self._part, phase)(*given)
 
     def give(self, name: str) -> Any:
@@ -85,19 +87,28 @@ class OnRay:
         Raises:
             SearchFailed: a worker died or failed.
         """
+        with progress(phase, self._request, show=self._show) as bar:
+            for done in self.stream(phase, *given):
+                bar.update(done)
+
+    def stream(self, phase: str, *given: Any) -> Iterator[Any]:
+        """Have every worker do one phase; what they say as it comes, of all of them.
+
+        Raises:
+            SearchFailed: a worker died or failed.
+        """
         import ray
 
         shared = [word if isinstance(word, ray.ObjectRef) else ray.put(word) for word in given]
         streams = {member.run.remote(phase, *shared): number for number, member in enumerate(self._members)}
-        with progress(phase, self._request, show=self._show) as bar:
-            while streams:
-                stream = ray.wait(list(streams), num_returns=1)[0][0]
-                try:
-                    step = next(stream)
-                except StopIteration:
-                    del streams[stream]
-                    continue
-                bar.update(self._get(step, streams[stream]))
+        while streams:
+            stream = ray.wait(list(streams), num_returns=1)[0][0]
+            try:
+                step = next(stream)
+            except StopIteration:
+                del streams[stream]
+                continue
+            yield self._get(step, streams[stream])
 
     def each(self, name: str) -> Iterator[Any]:
         """What each worker holds, one at a time."""
@@ -117,8 +128,9 @@ class OnRay:
         """
         count = len(self._members)
         begun = [member.start.remote(*told, number, count) for number, member in enumerate(self._members)]
+        timeout_s = MACHINE_TIMEOUT_S if grows() else START_TIMEOUT_S
         for number, reference in enumerate(begun):
-            self._get(reference, number, timeout_s=START_TIMEOUT_S)
+            self._get(reference, number, timeout_s=timeout_s)
 
     def _get(self, reference: Any, number: int, timeout_s: float | None = None) -> Any:
         import ray
@@ -147,7 +159,7 @@ class OnRay:
 def on_ray(
     workers: Workers,
     store: FeatureStore,
-    table: AnnotationTable,
+    table: AnnotationTable | None,
     task: MomentRetrieval | VideoRetrieval,
     request: Request,
     *,
@@ -169,7 +181,8 @@ def on_ray(
         members = [actor.remote() for _ in range(count)]
         team = OnRay(members, request, show=show)
         try:
-            team.start(here, _absolute(store.root), (table.kind, table.split), task, ray.put(request))
+            told = (table.kind, table.split) if table is not None else None
+            team.start(here, _absolute(store.root), told, task, ray.put(request))
             yield team
         finally:
             for member in members:

@@ -10,8 +10,7 @@ Scores are computed unit by unit (`infer.embed`); blocks are whole numbers of un
 which decides memory and nothing else. Among equal scores the earlier video, then the earlier cell comes first, so
 lists of several processes merge to the same list in any order.
 
-Legend: Q queries, C queries that look into one video, L frames of one video, W allowed lengths, K videos kept, N spans
-kept.
+Legend: Q queries, C queries that look into one video, L frames of one video, K videos kept, N spans kept.
 """
 
 from __future__ import annotations
@@ -25,37 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hero_model.decoding import Decoding, best_first, best_spans
+from hero_model.embedder import Timing
 from hero_model.metrics.retrieval import Ranked
 from hero_model.nn.heads import QueryHead
 from hero_model.packed.batch import Layout
-from hero_model.tasks import MomentRetrieval
-from hero_platform.infer.embed import UNIT_QUERIES, UNIT_VIDEOS, Timing, VideoStates, units
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How scores become ranked answers; the defaults are TVR's (hero.md 4.1)."""
-
-    alpha: float = 20.0  # a video's weight is exp(alpha * cosine)
-    num_videos: int = 100  # videos of a query that are searched for spans
-    num_spans: int = 200  # spans of a query that are kept
-    shortest: int = 2  # a span has more than `shortest` frames ...
-    longest: int = 16  # ... and at most `longest`
-
-    @classmethod
-    def of(cls, task: object, **others: int) -> Decoding:
-        """With the lengths of a task that finds moments, unless `others` has them."""
-        lengths = {"shortest": task.shortest, "longest": task.longest} if isinstance(task, MomentRetrieval) else {}
-        return cls(**{**lengths, **others})  # type: ignore[arg-type]
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        if not 0 <= self.shortest < self.longest:
-            raise ValueError(
-                f"spans need 0 <= shortest < longest, not shortest {self.shortest} and longest {self.longest}"
-            )
-        if min(self.num_videos, self.num_spans) < 1:
-            raise ValueError("num_videos and num_spans must be at least 1")
+from hero_platform.infer.embed import UNIT_QUERIES, UNIT_VIDEOS, VideoStates, units
 
 
 @dataclass(frozen=True)
@@ -125,18 +99,6 @@ class Best:
         return Lists(*(x.cpu().numpy() for x in (self._scores_QN, self._videos_QN, self._cells_QN)))
 
 
-def best_first(scores: Tensor, keep: int) -> Tensor:
-    """Columns of the `keep` highest float32 scores of each row, best first and the earlier first among equals.
-
-    `topk` alone may choose any among equals. So it gets integers that are all different: a score's bits, ordered as the
-    scores are, above the column counted backwards.
-    """
-    bits = (scores + 0.0).view(torch.int32)  # -0.0 becomes 0.0
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    keys = (ordered.long() << 32) - torch.arange(scores.shape[1], device=scores.device)
-    return keys.topk(min(keep, scores.shape[1]), dim=1).indices
-
-
 @dataclass(frozen=True)
 class Share:
     """Whole units of a corpus that follow each other, encoded, and the vectors of all queries, in one process.
@@ -198,7 +160,7 @@ class Share:
         frames_LD, clip = self.videos.read(place, place + 1, device)
         rows = torch.from_numpy(queries).to(device)
         start_CL, end_CL = self.head.span_logits_all(self.query_QD[rows], frames_LD, clip)
-        scores_CN, cells_CN = _best_spans(start_CL.float().softmax(-1), end_CL.float().softmax(-1), how)
+        scores_CN, cells_CN = best_spans(start_CL.float().softmax(-1), end_CL.float().softmax(-1), how)
         of_video = torch.full_like(cells_CN, video)
         own = torch.from_numpy(self.own_video_Q[queries] == video).to(device)
         inside.add(rows[own], scores_CN[own], of_video[own], cells_CN[own])
@@ -240,30 +202,13 @@ def _visits(videos_QK: np.ndarray, own_video_Q: np.ndarray, videos: range) -> li
     return [pairs[low:high] % count for low, high in itertools.pairwise(bounds)]
 
 
-def _best_spans(start_CL: Tensor, end_CL: Tensor, how: Decoding) -> tuple[Tensor, Tensor]:
-    """The best allowed spans of one video by start times end probability: scores and cells, `[C, n]`.
-
-    A cell is `start * W + (last - start - shortest)`; scores of places beyond the allowed spans are -inf.
-    """
-    num_frames, width = start_CL.shape[1], how.longest - how.shortest
-    padded = torch.nn.functional.pad(end_CL, (0, how.longest))
-    windows_CLW = padded.unfold(1, width, 1)[:, how.shortest : how.shortest + num_frames]
-    scores = (start_CL[:, :, None] * windows_CLW).flatten(1)
-    cells = best_first(scores, how.num_spans)
-    values = scores.gather(1, cells)
-    return values.masked_fill(values <= 0, -torch.inf), cells
-
-
 def ranked(lists: Lists, timing: Timing, how: Decoding | None) -> Ranked:
     """Lists to answers, cells to seconds; `how` is None for videos, whose span is zero."""
     used = np.isfinite(lists.scores_QN)
     numbers = np.where(used, lists.videos_QN, -1)
     spans = np.zeros((*numbers.shape, 2))
     if how is not None:
-        width = how.longest - how.shortest
-        first = lists.cells_QN // width
-        last = first + lists.cells_QN % width + how.shortest
-        seconds = np.stack([first, last + 1], axis=-1) * timing.interval_s[numbers, None]
+        seconds = how.seconds(lists.cells_QN, timing.interval_s[numbers])
         spans = np.where(used[..., None], seconds, 0.0)
     return Ranked(numbers, spans, np.where(used, lists.scores_QN, 0.0).astype(np.float64))
 

@@ -15,16 +15,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from hero_model.decoding import Decoding
+from hero_model.embedder import Embedder, Timing
 from hero_model.packed.batch import Notes
+from hero_model.packed.pack import Texts
 from hero_platform.heartbeat import beat
-from hero_platform.infer.embed import UNIT_QUERIES, UNIT_VIDEOS, Embedder, Timing, Videos, VideoStates, share, units
-from hero_platform.infer.retrieve import Answers, Best, Blocks, Decoding, Lists, Share, VideoAnswers, ranked
+from hero_platform.infer.embed import UNIT_QUERIES, UNIT_VIDEOS, Videos, VideoStates, share, units
+from hero_platform.infer.retrieve import Answers, Best, Blocks, Lists, Share, VideoAnswers, ranked
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,14 @@ PHASES = {  # method of `Part` -> what its progress bar says, and what it counts
 }
 
 
+class Encoded(NamedTuple):
+    """Videos that follow each other in a request, encoded."""
+
+    first: int  # place of the first one
+    timing: Timing
+    states_FD: np.ndarray  # float32
+
+
 class Part:
     """What one member of a team holds and does.
 
@@ -63,13 +74,13 @@ class Part:
         self,
         embedder: Embedder,
         source: Videos,
-        notes: Callable[[np.ndarray], Notes],
+        notes: Callable[[np.ndarray], Notes] | None,
         request: Request,
         *,
         number: int = 0,
         parts: int = 1,
     ) -> None:
-        """Be part `number` of `parts`; `notes` gives queries by row of the annotation table."""
+        """Be part `number` of `parts`; `notes` gives queries by row of the annotation table, if there are any."""
         self._embedder, self._source, self._notes, self._request = embedder, source, notes, request
         self._videos = share(len(request.rows), UNIT_VIDEOS, number, parts)
         self._queries = share(len(request.queries), UNIT_QUERIES, number, parts)
@@ -79,15 +90,27 @@ class Part:
     def encode_videos(self) -> Iterator[int]:
         """Encode the videos of this part."""
         for unit in units(self._videos.start, self._videos.stop, UNIT_VIDEOS):
-            self._states.append(*self._embedder.videos(self._source, self._request.rows[unit.start : unit.stop]))
+            self._states.append(*self._encoded(unit))
             _give_back()
             yield len(unit)
+
+    def hand_out_videos(self) -> Iterator[Encoded]:
+        """Encode the videos of this part and keep nothing of them: for an index of the corpus."""
+        for unit in units(self._videos.start, self._videos.stop, UNIT_VIDEOS):
+            timing, states_FD = self._encoded(unit)
+            _give_back()
+            yield Encoded(unit.start, timing, states_FD.cpu().numpy())
+
+    def _encoded(self, unit: range) -> tuple[Timing, torch.Tensor]:
+        return self._embedder.videos(self._source.rows(self._request.rows[unit.start : unit.stop]))
 
     def encode_queries(self) -> Iterator[int]:
         """Encode the queries of this part."""
         for unit in units(self._queries.start, self._queries.stop, UNIT_QUERIES):
+            assert self._notes is not None, "queries are rows of a table"
             notes = self._notes(self._request.queries[unit.start : unit.stop])
-            self._vectors.append(self._embedder.queries(notes).cpu())
+            texts = Texts(notes.tokens.astype(np.int64), notes.token_offsets)
+            self._vectors.append(self._embedder.texts(texts).cpu())
             yield len(unit)
 
     def rank(self, weighted: bool, *vectors: np.ndarray) -> Iterator[int]:

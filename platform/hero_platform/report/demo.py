@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from hero_model.decoding import Decoding
 from hero_platform import files, home
 from hero_platform.infer.moments import Corpus
-from hero_platform.infer.retrieve import Decoding
 from hero_platform.report.plots import MomentCase, moments_figure
 from hero_platform.report.table import Line, chance, markdown
 from hero_platform.store.reader import FeatureStore

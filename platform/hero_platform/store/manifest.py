@@ -41,6 +41,7 @@ class Manifest:
     num_rejects: int
     source: dict[str, Any]  # provenance of the features and texts
     build: dict[str, Any]  # workers, seconds, versions
+    media_sha256: str = ""  # of `media.jsonl`; empty where the source has no video files
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -57,6 +58,8 @@ class Manifest:
             "shards": shards,
             "index": self.index_sha256,
         }
+        if self.media_sha256:
+            content["media"] = self.media_sha256
         return hashlib.sha256(canonical_json(content)).hexdigest()
 
     def total(self, count: str) -> int:

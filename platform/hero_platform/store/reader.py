@@ -6,8 +6,9 @@ Legend: B videos, S segments, F frames of all videos, T tokens, K frames that be
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
-from collections import OrderedDict
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,16 +19,21 @@ import pyarrow as pa
 
 from hero_model.config import TextIds
 from hero_model.packed.batch import VideoRows
-from hero_platform import files
+from hero_platform import files, transfer
+from hero_platform.sources.base import Subtitle
 from hero_platform.store.annotations import table_entries
 from hero_platform.store.cache import ShardCache
 from hero_platform.store.manifest import ANNOTATIONS, INDEX, REJECTS, Manifest
+from hero_platform.store.mapped import DamagedError, MappedShard
+from hero_platform.store.media import MEDIA, Encoder, encoders_of
 from hero_platform.store.shard import read_shard, row_checksum
 from hero_platform.store.split_tables import FOLDER, current_entry, read_split_rows
 from hero_platform.store.table import AnnotationTable, concatenate, numpy_of, offsets_of
 
 if TYPE_CHECKING:
     import ray.data
+
+LOOK_EVERY_S = 1.0  # at a file of the cache, which may have gone; a look and its note of use cost 5 us (2026-11-27)
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class StoreIndex:
     @cached_property
     def ids(self) -> np.ndarray:
         """[N] strings, as objects."""
-        return self.table.column("id").to_numpy(zero_copy_only=False)
+        return np.asarray(self.table.column("id").to_pylist(), dtype=object)  # `to_numpy` would import pandas
 
     @cached_property
     def splits(self) -> np.ndarray:
@@ -69,54 +75,6 @@ class StoreIndex:
         return {key: row for row, key in enumerate(self.ids)}
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """NumPy views on one mapped shard. Offsets are per row, one more than rows, as ints: they slice faster so."""
-
-    interval_s: np.ndarray
-    frames: np.ndarray  # [F, V]
-    frame_offsets: list[int]
-    tokens: np.ndarray
-    token_offsets: list[int]
-    segment_num_tokens: np.ndarray
-    segment_num_frames: np.ndarray
-    segment_offsets: list[int]
-    segment_frames: np.ndarray
-    segment_frame_offsets: list[int]
-
-    @classmethod
-    def open(cls, path: str) -> _Shard:
-        """Map a shard file. Nothing is read yet but its footer and offsets.
-
-        Raises:
-            ValueError: the file is not a whole shard.
-        """
-        try:
-            batch = pa.ipc.open_file(pa.memory_map(path)).get_batch(0)
-            batch.validate()  # lengths that lead out of the file
-            return cls._of(batch)
-        except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged ({error}): `jobs.build_store inspect` checks a whole store") from error
-
-    @classmethod
-    def _of(cls, batch: pa.RecordBatch) -> _Shard:
-        frames = batch.column("frames")
-        vectors = frames.values
-        width = vectors.type.list_size
-        return cls(
-            interval_s=numpy_of(batch.column("interval_s")),
-            frames=numpy_of(vectors.values).reshape(-1, width),
-            frame_offsets=frames.offsets.to_pylist(),
-            tokens=numpy_of(batch.column("tokens").values),
-            token_offsets=batch.column("tokens").offsets.to_pylist(),
-            segment_num_tokens=numpy_of(batch.column("segment_num_tokens").values),
-            segment_num_frames=numpy_of(batch.column("segment_num_frames").values),
-            segment_offsets=batch.column("segment_num_tokens").offsets.to_pylist(),
-            segment_frames=numpy_of(batch.column("segment_frames").values),
-            segment_frame_offsets=batch.column("segment_frames").offsets.to_pylist(),
-        )
-
-
 class FeatureStore:
     """A finished store. Threads may share one; it pickles as its path (each process maps the shards itself)."""
 
@@ -124,9 +82,10 @@ class FeatureStore:
         self.root = root
         self.manifest = manifest
         self.index = index
-        self._cache = cache
+        self.cache = cache  # None: the shards are files here
         self._split_rows, self._splits_sha256 = read_split_rows(root, lambda: index.row_of)
-        self._open: OrderedDict[int, _Shard] = OrderedDict()
+        self._open: dict[int, MappedShard] = {}
+        self._look_again_s: dict[int, float] = {}  # when an open shard of the cache may have gone, by its number
         self._lock = threading.Lock()
         self._intact = np.zeros(len(index), dtype=bool)  # rows that were compared with their checksum
 
@@ -165,6 +124,11 @@ class FeatureStore:
         return self.manifest.frame_dim
 
     @cached_property
+    def encoders(self) -> tuple[Encoder, ...]:
+        """What made its features from films; empty where they came ready-made."""
+        return encoders_of(self.manifest.source)
+
+    @cached_property
     def text_ids(self) -> TextIds:
         """Special ids of the tokenizer the texts went through."""
         return TextIds(**self.manifest.tokenizer["text_ids"])
@@ -194,13 +158,7 @@ class FeatureStore:
             ValueError: a shard is damaged; the message names the file and the row.
         """
         wanted = np.asarray(indices, dtype=np.int64)
-        shards = {int(number): self._shard(int(number)) for number in np.unique(self.index.shards[wanted])}
-        parts = [
-            _cut(shards[number], row)
-            for number, row in zip(self.index.shards[wanted].tolist(), self.index.rows[wanted].tolist(), strict=True)
-        ]
-        for row, part in zip(wanted.tolist(), parts, strict=True):
-            self._check(row, part)
+        parts = self._intact_parts(wanted)
         columns = [list(column) for column in zip(*parts, strict=True)] if parts else [[] for _ in range(6)]
         interval_s, frames, tokens, num_tokens, num_frames, segment_frames = columns
         dtype = np.dtype(self.manifest.dtype)
@@ -216,6 +174,10 @@ class FeatureStore:
             segment_frames=concatenate(segment_frames, np.empty(0, np.int32)).astype(np.int64),
             segment_frame_offsets=offsets_of(concatenate(num_frames, np.empty(0, np.int32))),
         )
+
+    def subtitles(self, row: int) -> list[Subtitle]:
+        """The subtitles of a video as its source wrote them, in order; those without text are left out."""
+        return self._shard(int(self.index.shards[row])).subtitles(int(self.index.rows[row]))
 
     def annotations(self, kind: str, split: str) -> AnnotationTable:
         """Open the current annotation table of a kind (moments, questions, statements, captions) and split.
@@ -238,6 +200,8 @@ class FeatureStore:
         """Hash every file the store vouches for and return a line per missing or changed one; empty is good."""
         expected = {shard.name: shard.sha256 for shard in self.manifest.shards}
         expected |= {INDEX: self.manifest.index_sha256, REJECTS: self.manifest.rejects_sha256}
+        if self.manifest.media_sha256:
+            expected[MEDIA] = self.manifest.media_sha256
         for entry in table_entries(self.root):
             expected[files.join(ANNOTATIONS, entry["kind"], entry["file"])] = entry["sha256"]
         if table := current_entry(self.root):
@@ -280,44 +244,104 @@ class FeatureStore:
             batch_format="pyarrow",
         )
 
-    def shard_path(self, number: int) -> str:
-        """Local path of a shard's file, fetched through the cache when the store is on S3."""
+    @cached_property
+    def fits(self) -> bool:
+        """Whether all shards can be on this machine at once."""
+        return self.cache is None or self.manifest.total("num_bytes") <= self.cache.max_bytes
+
+    def fetch(self, number: int) -> None:
+        """Bring a shard into the cache, for a later read; raises what that would."""
+        if self.cache is not None:
+            self.cache.fetch(*self._place(number))
+
+    def _place(self, number: int) -> tuple[str, str, int]:
+        """URL, digest and bytes of a shard."""
         shard = self.manifest.shards[number]
-        path = files.join(self.root, shard.name)
-        return path if self._cache is None else str(self._cache.fetch(path, shard.sha256, shard.num_bytes))
+        return files.join(self.root, shard.name), shard.sha256, shard.num_bytes
+
+    def _intact_parts(self, wanted: np.ndarray) -> list[tuple[Any, ...]]:
+        """Rows that have their checksums; a copy of S3 that a power cut left without its bytes is fetched again."""
+        fetched_again = set()
+        while True:
+            try:
+                parts = self._parts(wanted) if self.fits else self._copied_parts(wanted)
+                for row, part in zip(wanted.tolist(), parts, strict=True):
+                    self._check(row, part)
+                return parts
+            except DamagedError as error:
+                if self.cache is None or error.shard in fetched_again:
+                    raise
+                fetched_again.add(error.shard)
+                self.cache.path_of(self.manifest.shards[error.shard].sha256).unlink(missing_ok=True)
+                with self._lock:
+                    self._open.pop(error.shard, None)
+
+    def _parts(self, wanted: np.ndarray) -> list[tuple[Any, ...]]:
+        """Views of rows in mapped shards."""
+        shards = {int(number): self._shard(int(number)) for number in np.unique(self.index.shards[wanted])}
+        return [
+            shards[number].cut(row)
+            for number, row in zip(self.index.shards[wanted].tolist(), self.index.rows[wanted].tolist(), strict=True)
+        ]
+
+    def _copied_parts(self, wanted: np.ndarray) -> list[tuple[Any, ...]]:
+        """Copies of rows, shard after shard: a cache that is too small for the store needs the room of each again."""
+        assert self.cache is not None
+        parts: dict[int, tuple[Any, ...]] = {}
+        numbers = self.index.shards[wanted]
+        for number in np.unique(numbers).tolist():
+            with self.cache.opened(*self._place(number)) as path:
+                shard = self._mapped(number, str(path))
+                for place in np.flatnonzero(numbers == number).tolist():
+                    parts[place] = tuple(np.array(part) for part in shard.cut(self.index.rows[wanted[place]]))
+        return [parts[place] for place in range(len(wanted))]
 
     def _check(self, row: int, part: tuple[Any, ...]) -> None:
         """Compare a row with its checksum when it is read for the first time."""
         if self._intact[row]:
             return
         if row_checksum(*part) != self.index.checksums[row]:
-            path = files.join(self.root, self.manifest.shards[self.index.shards[row]].name)
-            raise ValueError(
-                f"{path} is damaged in row {self.index.rows[row]} (video {self.index.ids[row]}): "
-                "`jobs.build_store inspect` checks a whole store"
+            number = int(self.index.shards[row])
+            raise DamagedError(
+                number,
+                f"{self._place(number)[0]} is damaged in row {self.index.rows[row]} (video {self.index.ids[row]}): "
+                "`jobs.build_store inspect` checks a whole store",
             )
         self._intact[row] = True
 
-    def _shard(self, number: int) -> _Shard:
-        """Views of a shard, opened on first use; behind a cache no more stay open than the cache may hold."""
+    @staticmethod
+    def _mapped(number: int, path: str) -> MappedShard:
+        try:
+            return MappedShard.open(path)
+        except ValueError as error:
+            raise DamagedError(number, str(error)) from error
+
+    def _shard(self, number: int) -> MappedShard:
+        """Views of a shard, opened on first use, and again when the cache had to give it up."""
         with self._lock:
-            if number not in self._open:
-                self._open[number] = _Shard.open(self.shard_path(number))
-            self._open.move_to_end(number)
-            if self._cache is not None:
-                while sum(self.manifest.shards[n].num_bytes for n in self._open) > self._cache.max_bytes:
-                    self._open.popitem(last=False)
-            return self._open[number]
+            shard = self._open.get(number)
+        if shard is not None and (self.cache is None or self._still_there(number)):
+            return shard
+        url, sha256, num_bytes = self._place(number)
+        if self.cache is None:
+            shard = self._mapped(number, url)
+        else:
+            with self.cache.opened(url, sha256, num_bytes) as path:
+                shard = self._mapped(number, str(path))
+        with self._lock:
+            self._open[number] = shard
+        return shard
 
-
-def _cut(shard: _Shard, row: int) -> tuple[Any, ...]:
-    """Views of one row: interval, frames, tokens, tokens and frames per segment, frame indices."""
-    segments = slice(shard.segment_offsets[row], shard.segment_offsets[row + 1])
-    return (
-        shard.interval_s[row],
-        shard.frames[shard.frame_offsets[row] : shard.frame_offsets[row + 1]],
-        shard.tokens[shard.token_offsets[row] : shard.token_offsets[row + 1]],
-        shard.segment_num_tokens[segments],
-        shard.segment_num_frames[segments],
-        shard.segment_frames[shard.segment_frame_offsets[row] : shard.segment_frame_offsets[row + 1]],
-    )
+    def _still_there(self, number: int) -> bool:
+        """Whether the cache still has an open shard, which is used now; else its mapping is dropped."""
+        assert self.cache is not None
+        if time.monotonic() > self._look_again_s.get(number, 0.0):
+            try:
+                os.utime(self.cache.path_of(self.manifest.shards[number].sha256))
+            except FileNotFoundError:
+                with self._lock:
+                    self._open.pop(number, None)
+                return False
+            self._look_again_s[number] = time.monotonic() + LOOK_EVERY_S
+        transfer.TOTAL.add(hits=1)
+        return True

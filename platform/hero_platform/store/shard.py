@@ -178,8 +178,10 @@ def read_shard(batch: pa.Table, root: str, columns: list[str] | None) -> pa.Tabl
     (item,) = batch.to_pylist()
     path = files.join(root, item["name"])
     if files.is_remote(path):
-        path = str(ShardCache.default().fetch(path, item["sha256"], item["num_bytes"]))
-    table = pa.ipc.open_file(pa.memory_map(path)).read_all()
+        with ShardCache.default().opened(path, item["sha256"], item["num_bytes"]) as local:
+            table = pa.ipc.open_file(pa.memory_map(str(local))).read_all()
+    else:
+        table = pa.ipc.open_file(pa.memory_map(path)).read_all()
     if item["rows"] is not None:
         wanted = np.zeros(len(table), dtype=bool)
         wanted[item["rows"]] = True

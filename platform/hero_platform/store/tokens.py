@@ -11,13 +11,12 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from hero_model.config import TextIds
-from hero_model.text import VOCABULARY_FILES, RobertaTokenizer, Tokenizer, Variant, WordTokenizer
+from hero_model.text import VOCABULARY_FILES, WORDS_FILE, RobertaTokenizer, Tokenizer, Variant, WordTokenizer
 from hero_platform import files
 
 Kind = Literal["roberta", "words", "ids"]
 
 FOLDER = "tokenizer"  # inside a store; the manifest's digest of the tokenizer says whether it is intact
-WORDS_FILE = "words.txt"
 
 
 @dataclass(frozen=True)

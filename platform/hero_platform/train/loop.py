@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from hero_platform import transfer
 from hero_platform.config import RunConfig
 from hero_platform.feed.loader import Prefetcher, StepBatch
 from hero_platform.heartbeat import beat
@@ -163,8 +164,9 @@ def _flush(
     values = comm.sum(torch.stack([v for record in records for pair in record.values.values() for v in pair]))
     device = values.device
     prints = comm.sum(torch.tensor([fingerprint for _, fingerprint, _ in pending], device=device)).tolist()
-    local = torch.tensor([rates.videos, rates.tokens, rates.wait_s], dtype=torch.float64, device=device)
-    videos, tokens, wait_s = comm.sum(local).tolist()
+    storage = transfer.TOTAL.metrics()
+    own = [rates.videos, rates.tokens, rates.wait_s, *storage.values()]
+    videos, tokens, wait_s, *of_all = comm.sum(torch.tensor(own, dtype=torch.float64, device=device)).tolist()
     seconds = max(time.perf_counter() - rates.began, 1e-9)
     pairs = iter(values.reshape(-1, 2).tolist())
     for (record, _, rate), fingerprint in zip(pending, prints, strict=True):
@@ -177,6 +179,7 @@ def _flush(
             metrics["sys/data_wait_s"] = wait_s / (rates.steps * comm.world)
             metrics["sys/step_s"] = seconds / rates.steps
             metrics.update(_gpu(device, config, tokens / seconds / comm.world))
+            metrics.update(zip(storage, of_all, strict=True) if any(of_all) else ())
         if record.skipped:
             metrics["train/skipped_updates"] = 1.0
         hooks.log(record.step + 1, metrics)

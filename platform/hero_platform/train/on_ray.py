@@ -22,7 +22,6 @@ import torch
 
 from hero_platform import config_io, files, home
 from hero_platform.config import RunConfig
-from hero_platform.credentials import shareable
 from hero_platform.ray_cluster import cluster, share_of_machine
 from hero_platform.scratch import scratch
 from hero_platform.telemetry import Progress
@@ -30,7 +29,6 @@ from hero_platform.tracking.base import NullTracker, Status, Tracker
 from hero_platform.tracking.journal import FILE as JOURNAL_FILE
 from hero_platform.tracking.journal import read
 from hero_platform.tracking.place import here
-from hero_platform.tracking.price import VARIABLE as PRICES
 from hero_platform.tracking.system import reported
 from hero_platform.train.comm import Comm
 from hero_platform.train.failure import (
@@ -83,7 +81,8 @@ def run_on_ray(
     for name in (PROGRESS_FILE, STOP_FILE):  # of an earlier start
         files.remove(files.join(folder, name))
     fewest = config.scale.min_workers or config.scale.num_workers
-    with cluster(config.scale.num_workers, fewest=fewest, crowded=True), scratch("hero-train-") as storage:
+    room = cluster(config.scale.num_workers, fewest=fewest, gpus_each=config.scale.gpus_per_worker, crowded=True)
+    with room, scratch("hero-train-") as storage:
         trainer = _trainer(config, folder, storage, provenance)
         outcome: list[BaseException | None] = []
 
@@ -320,9 +319,8 @@ def _cause_of(failures: Mapping[int, Exception]) -> str:
 
 def worker_environment() -> dict[str, str]:
     """Variables a worker needs and Ray does not forward. No secrets: those come from the node's own environment."""
-    forwarded = shareable(("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", PRICES))
     # not the cluster's own, which goes with it: stacks of a rank that hung may lie there
-    return {"HERO_HOME": home.root(), "RAY_CHDIR_TO_TRIAL_DIR": "0", "TMPDIR": tempfile.gettempdir(), **forwarded}
+    return {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TMPDIR": tempfile.gettempdir(), **home.environment()}
 
 
 def _watch(

@@ -21,7 +21,6 @@ import torch
 from hero_platform import config_io, files, home
 from hero_platform.config import RunConfig
 from hero_platform.credentials import without_credentials
-from hero_platform.report.plots import loss_figure
 from hero_platform.tracking.base import STATUSES, RunInfo, Status, Tracker, artifact_path, default_uri
 from hero_platform.tracking.journal import FILE as JOURNAL_FILE
 from hero_platform.tracking.note import FILE as NOTE_FILE
@@ -285,6 +284,8 @@ def keep_results(tracker: Tracker, config: RunConfig, folder: str) -> None:
     curves = {name: points for name, points in tracker.history("train/loss/").items() if name in keys}
     if curves:
         plotted = {name: (list(points), list(points.values())) for name, points in sorted(curves.items())}
+        from hero_platform.report.plots import loss_figure  # matplotlib takes long to import
+
         tracker.log_figure(loss_figure(plotted), "plots/loss.png")
     newest = snapshot.choose(files.join(folder, "checkpoints"), "last")
     for name in FINAL_FILES:

@@ -90,6 +90,16 @@ def load(path: str) -> Snapshot:
     return Snapshot(path, commit["step"], tensors[0], tensors[1], state, config)
 
 
+def load_weights(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights and the config of one checkpoint, each verified; nothing else of it is read.
+
+    Raises:
+        ValueError: it is incomplete or damaged, and how.
+    """
+    commit = _read_commit(path)
+    return _read_tensors(path, TENSOR_FILES[0], commit), json.loads(_read_checked(path, "config.json", commit))
+
+
 def verify(path: str) -> dict[str, Any]:
     """Read one checkpoint block by block and verify every byte; nothing is kept.
 

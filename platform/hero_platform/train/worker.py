@@ -19,6 +19,7 @@ from hero_model.nn.layers import compile_blocks
 from hero_model.official import official_name
 from hero_platform import config_io, files
 from hero_platform.config import RunConfig
+from hero_platform.feed.ahead import ReadAhead
 from hero_platform.feed.loader import Feed, Prefetcher, open_stores
 from hero_platform.heartbeat import watched
 from hero_platform.infer.headline import Headline
@@ -130,7 +131,11 @@ def _train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
         )
         writer.prepare(module.state_dict(), optim.export_state(optimizer).tensors)
     feed = Feed(config, stores, around.comm.rank, around.comm.world)
-    batches = Prefetcher(feed, start=start, stop=config.steps, depth=config.scale.prefetch)
+    ahead = ReadAhead.of(feed, start, config.steps)
+    if ahead is not None and around.comm.rank == 0:
+        for line in ahead.warnings:
+            logger.warning("%s", line)
+    batches = Prefetcher(feed, start=start, stop=config.steps, depth=config.scale.prefetch, ahead=ahead)
     stepper = Stepper(module, config, around.comm, around.device)
     state = _State(config, around, module, optimizer, writer, stores, here, feed, headline, best)
     with contextlib.closing(batches), state:

@@ -7,11 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+
+from hero_platform.cluster import driver
 
 ROOT = Path(__file__).resolve().parents[3]
 JOB = """
@@ -106,3 +109,12 @@ def test_a_job_does_not_outlive_its_driver(place, hero_home):
         time.sleep(0.05)
     psutil.wait_procs([child], timeout=30)
     assert not child.is_running()
+
+
+def test_a_stop_between_two_starts_is_no_start(tmp_path):
+    """The signal that Ray sends to each process came when there was none to send it to."""
+    stopped = threading.Event()
+    stopped.set()
+    began = time.monotonic()
+    code = driver._once([sys.executable, "-c", "import time; time.sleep(60)"], str(tmp_path / "log"), stopped)
+    assert code == -signal.SIGTERM and time.monotonic() - began < 30

@@ -12,15 +12,16 @@ import pytest
 import torch
 
 from hero_model.config import debug
+from hero_model.decoding import Decoding
+from hero_model.embedder import Embedder, Timing
 from hero_model.metrics.retrieval import Ranked, RetrievalMetric, length_mask
 from hero_model.multitask import MultiTaskHero
 from hero_model.tasks import Entailment, Fom, MomentRetrieval, VideoQa, VideoRetrieval, Vsm
 from hero_platform.config import Entry, RunConfig
-from hero_platform.infer.embed import Embedder, Timing
 from hero_platform.infer.evaluation import Model, Settings, write_evaluation
 from hero_platform.infer.evaluators import evaluated_task
 from hero_platform.infer.moments import Corpus, MomentEvaluation, evaluate_moments
-from hero_platform.infer.retrieve import Answers, Decoding, official_unravelling
+from hero_platform.infer.retrieve import Answers, official_unravelling
 from hero_platform.infer.search import Here, Part, Request, find_moments, find_videos
 from hero_platform.store.reader import FeatureStore
 

@@ -18,14 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hero_model.config import debug
+from hero_model.decoding import Decoding, best_first
+from hero_model.embedder import Embedder
 from hero_model.multitask import MultiTaskHero
+from hero_model.packed.pack import Texts
 from hero_model.tasks import MomentRetrieval, VideoRetrieval
 from hero_platform.config import Entry, RunConfig
 from hero_platform.infer import on_ray
-from hero_platform.infer.embed import UNIT_QUERIES, UNIT_VIDEOS, Embedder, VideoStates, share, units
+from hero_platform.infer.embed import UNIT_QUERIES, UNIT_VIDEOS, VideoStates, share, units
 from hero_platform.infer.evaluation import load_model
 from hero_platform.infer.moments import Corpus
-from hero_platform.infer.retrieve import Answers, Blocks, Decoding, Lists, best_first
+from hero_platform.infer.retrieve import Answers, Blocks, Lists
 from hero_platform.infer.search import Part, Request, find_moments, find_videos
 from hero_platform.store.reader import FeatureStore
 from jobs import evaluate, train
@@ -104,8 +107,9 @@ def test_answers_are_bit_equal_for_any_blocks_and_parts(embedder, corpus, refere
 
 def test_answers_are_those_of_the_whole_corpus_at_once(embedder, corpus, reference):
     """One call of the model for everything: other units, so equal up to rounding, and the places exact."""
-    _, states = embedder.videos(corpus.store, corpus.rows)
-    vectors = embedder.queries(corpus.table.notes(corpus.queries))
+    _, states = embedder.videos(corpus.store.rows(corpus.rows))
+    notes = corpus.table.notes(corpus.queries)
+    vectors = embedder.texts(Texts(notes.tokens.astype(np.int64), notes.token_offsets))
     from hero_model.packed.batch import Layout
 
     layout = Layout.of(corpus.store.index.num_frames[corpus.rows])

@@ -1,0 +1,1 @@
+"""Search as a service: an HTTP API and one page, on Ray Serve."""

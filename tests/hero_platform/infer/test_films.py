@@ -1,0 +1,102 @@
+"""Films of stores, and moments cut from them."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from hero_platform.infer.films import cut, films_of
+from hero_platform.store.media import Clip, Media
+from hero_platform.store.reader import FeatureStore
+
+
+def film(path: Path, seconds: float = 6, rate: int = 10, *, sound: bool = True) -> Path:
+    """Pictures of one grey each, each a little brighter than the last, with one key frame for all, and a tone."""
+    mp4 = path.suffix == ".mp4"
+    with av.open(str(path), "w") as made:
+        video = made.add_stream("libx264" if mp4 else "libvpx", rate=rate, options={"g": "1000"})
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        audio = made.add_stream("aac" if mp4 else "libopus", rate=48_000, layout="mono") if sound else None
+        for number in range(int(seconds * rate)):
+            grey = np.full((48, 64, 3), 20 + 2 * number, np.uint8)
+            made.mux(video.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        made.mux(video.encode(None))
+        for start in range(0, int(seconds * 48_000), 960) if audio is not None else ():
+            wave = np.sin(2 * np.pi * 440 * (start + np.arange(960)) / 48_000).astype(np.float32)
+            frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 48_000, start, Fraction(1, 48_000)
+            made.mux(audio.encode(frame))
+        if audio is not None:
+            made.mux(audio.encode(None))
+    return path
+
+
+def media_of(path: Path, start: float = 0.0, end: float = 6.0) -> Media:
+    return Media(str(path.parent), {"v/1": Clip("v/1", path.name, start, end)})
+
+
+def seen(path: Path) -> tuple[list[float], list[float], float]:
+    """Times and grey levels of all pictures, and seconds of sound."""
+    with av.open(str(path), "r") as opened:
+        frames = [(frame.time, float(frame.to_ndarray(format="gray").mean())) for frame in opened.decode(video=0)]
+    with av.open(str(path), "r") as opened:
+        sound = sum(frame.samples for frame in opened.decode(audio=0)) / 48_000 if opened.streams.audio else 0.0
+    return [time for time, _ in frames], [level for _, level in frames], sound
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_a_moment_starts_at_its_first_picture(tmp_path: Path, suffix: str, offset: float):
+    """What is copied without decoding would start seconds before, at the key frame."""
+    source = film(tmp_path / f"film{suffix}")
+    made = cut(media_of(source, offset, 6.0), "v/1", 2.0, 3.5, tmp_path / "out")
+    times, levels, sound = seen(made)
+    assert made == tmp_path / "out" / "v_1_2.0-3.5.mp4"
+    assert times == pytest.approx(np.arange(15) / 10, abs=0.002)
+    assert levels == pytest.approx(20 + 2 * (10 * (2 + offset) + np.arange(15)), abs=1.5)
+    assert sound == pytest.approx(1.5, abs=0.1)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [made.name]
+
+
+def test_odd_sizes_no_sound_and_the_end_of_the_clip(tmp_path: Path):
+    source = film(tmp_path / "film.mp4", sound=False)
+    times, _, sound = seen(cut(media_of(source, 1.0, 5.0), "v/1", 3.0, 9.0, tmp_path))
+    assert len(times) == 10 and sound == 0
+
+
+def test_what_cannot_be_cut(tmp_path: Path):
+    (tmp_path / "film.mp4").write_bytes(b"no film at all")
+    with pytest.raises(ValueError, match=r"film.mp4, the film of v/1, cannot be read"):
+        cut(media_of(tmp_path / "film.mp4"), "v/1", 0, 1, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"gone.mp4, the film of v/1, is not there"):
+        cut(media_of(tmp_path / "gone.mp4"), "v/1", 0, 1, tmp_path / "out")
+    with pytest.raises(ValueError, match="other has no film in"):
+        cut(media_of(tmp_path / "film.mp4"), "other", 0, 1, tmp_path / "out")
+    assert list(tmp_path.glob("out/*")) == []
+
+
+def test_names_of_videos_do_not_lead_out(tmp_path: Path):
+    source = film(tmp_path / "film.mp4", seconds=1, sound=False)
+    media = Media(str(tmp_path), {"../../x": Clip("../../x", "film.mp4", 0.0, 1.0)})
+    assert cut(media, "../../x", 0, 1, tmp_path / "out").parent == tmp_path / "out" and source.exists()
+
+
+def test_films_by_the_names_of_videos(tiny_store: str, tmp_path: Path):
+    store = FeatureStore.open(tiny_store)
+    assert films_of(store) is None
+    with pytest.raises(ValueError, match="is not a folder on this machine"):
+        films_of(store, str(tmp_path / "nowhere"))
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"has no film named by the id of a video, such as .*\.mp4"):
+        films_of(store, str(tmp_path))
+    (tmp_path / "val-000003.MP4").write_bytes(b"")
+    (tmp_path / "other.mp4").write_bytes(b"")
+    media = films_of(store, str(tmp_path))
+    assert media is not None and list(media.clips) == ["val-000003"]
+    clip = media.clips["val-000003"]
+    seconds = store.index.durations_s[store.index.row_of["val-000003"]]
+    assert (clip.file, clip.start, clip.end) == ("val-000003.MP4", 0, seconds)

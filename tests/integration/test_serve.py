@@ -1,0 +1,247 @@
+"""The service as users have it: `jobs.serve` on Ray Serve, asked by programs and in a real browser.
+
+The model has learnt the questions that are asked here: whether it answers others is for `benchmarks/learning.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from hero_platform.sources.synthetic import SyntheticSource
+from hero_platform.sources.synthetic_films import write_films
+from hero_platform.store.reader import FeatureStore
+from jobs import train
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+TOKEN = "correct-horse-battery"
+READY_S = 120.0
+# without these Chromium looks for hosts of its own makers, all the time
+BROWSER = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+]
+
+
+@dataclass
+class Service:
+    """A running job."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+    checkpoints: Path
+    store: str
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def ask(self, path: str, value: Any = None, **headers: str) -> tuple[int, bytes]:
+        data = None if value is None else json.dumps(value).encode()
+        request = urllib.request.Request(self.url + path, data, {"content-type": "application/json", **headers})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return response.status, response.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def until(self, said: str, seconds: float = READY_S) -> None:
+        ends = time.monotonic() + seconds
+        while said not in self.log.read_text():
+            assert self.process.poll() is None and time.monotonic() < ends, self.log.read_text()
+            time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def service(tiny_store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """It needs a token, though it is on loopback, so that the page has to be let in."""
+    home = tmp_path_factory.mktemp("serve")
+    settings = ["--name", "learnt", "--store", f"synthetic={tiny_store}", "--steps", "120", "--batch", "24"]
+    quiet = ["--pool", "24", "--tracking.kind", "none", "--evaluation.every", "0", "--checkpoint.every", "60"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HERO_HOME", str(home))
+        assert train.main(["finetune_synthetic", *settings, *quiet]) == 0
+    films = home / "films"
+    asked = [question.video for question in questions(tiny_store)]
+    write_films(films, SyntheticSource(frame_dim=16, num_train=24, num_val=8, num_test=8), dict.fromkeys(asked))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = ["--run", "learnt", "--store", tiny_store, "--media", str(films), "--port", str(port)]
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = {**outside, "HERO_HOME": str(home), "HERO_SERVE_TOKEN": TOKEN, "PYTHONUNBUFFERED": "1"}
+    log = home / "log"
+    with open(log, "wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jobs.serve", *words], cwd=ROOT, env=environment, stdout=stream, stderr=stream
+        )
+    running = Service(process, port, log, home / "runs" / "learnt" / "checkpoints", tiny_store)
+    try:
+        running.until("ready: ")
+        yield running
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+class Asked(NamedTuple):
+    """A sentence, and the moment that it is about."""
+
+    sentence: str
+    video: str
+    start_s: float
+    end_s: float
+
+
+def questions(store: str) -> list[Asked]:
+    """A few that the model has learnt."""
+    table = FeatureStore.open(store).annotations("moments", "train").table
+    columns = (table.column(name).to_pylist()[:6:2] for name in ("text", "video", "start_s", "end_s"))
+    return [Asked(*row) for row in zip(*columns, strict=True)]
+
+
+def test_programs_ask_it(service: Service):
+    bearer = {"authorization": f"Bearer {TOKEN}"}
+    assert service.ask("/healthz") == (200, b'{"status":"ok"}')
+    assert service.ask("/api/status")[0] == service.ask("/api/search", {"question": "x"})[0] == 401
+    for asked in questions(service.store):
+        status, body = service.ask("/api/search", {"question": asked.sentence, "top": 3}, **bearer)
+        found = json.loads(body)
+        first = found["moments"][0]
+        assert status == 200 and len(found["moments"]) == 3
+        assert (first["video"], first["start_s"], first["end_s"]) == asked[1:]
+        url = first["film"]["url"]
+        film = service.ask(url, **bearer)[1]
+        assert service.ask(url, **bearer, range="bytes=100-199") == (206, film[100:200])
+        assert service.ask(url, **bearer, range="bytes=999999999-")[0] == 416
+    assert service.ask("/media/..%2f..%2fetc%2fpasswd", **bearer)[0] == 404
+    numbers = service.ask("/metrics", **bearer)[1].decode()
+    assert 'hero_requests_total{method="POST",route="/api/search",status="200"} 3.0' in numbers
+    assert TOKEN not in service.log.read_text()
+
+
+def test_a_new_checkpoint_comes_without_a_failed_request(service: Service):
+    """SIGHUP while four clients ask all the time: every request is answered, first by one, then by the other."""
+    bearer, seen, failed, ended = {"authorization": f"Bearer {TOKEN}"}, [], [], threading.Event()
+
+    def keep_asking() -> None:
+        while not ended.is_set():
+            status, body = service.ask("/api/search", {"question": "a sad chef", "top": 1}, **bearer)
+            (failed if status != 200 else seen).append(body if status != 200 else json.loads(body)["checkpoint"][-3:])
+
+    clients = [threading.Thread(target=keep_asking) for _ in range(4)]
+    for client in clients:
+        client.start()
+    try:
+        (service.checkpoints / "best.json").write_text('{"step": 60, "metric": "test"}')
+        service.process.send_signal(signal.SIGHUP)
+        service.until("answering with ")
+        time.sleep(1.0)
+        (service.checkpoints / "best.json").write_text('{"step": 7, "metric": "test"}')
+        service.process.send_signal(signal.SIGHUP)
+        service.until("still answering with ")
+    finally:
+        ended.set()
+        for client in clients:
+            client.join()
+    assert failed == [] and seen[0] == "120" and seen[-1] == "060" and len(seen) > 20
+    (service.checkpoints / "best.json").write_text('{"step": 120, "metric": "test"}')
+    before = service.log.read_text().count("answering with ")
+    service.process.send_signal(signal.SIGHUP)
+    ends = time.monotonic() + 60
+    while service.log.read_text().count("answering with ") == before and time.monotonic() < ends:
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def page(service: Service) -> Iterator[Any]:
+    """The site in headless Chromium; all that it asks for is in `page.requested`."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if not (chromium := shutil.which("chromium")):
+        pytest.skip("no browser: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=BROWSER)
+        opened = browser.new_page(viewport={"width": 1100, "height": 900})
+        opened.requested, opened.problems = [], []
+        opened.on(
+            "request", lambda r: None if r.url.startswith((service.url, "data:")) else opened.requested.append(r.url)
+        )
+        opened.on("pageerror", lambda error: opened.problems.append(str(error)))
+        opened.goto(service.url)
+        yield opened
+        browser.close()
+
+
+def test_a_person_asks_in_a_browser(service: Service, page: Any):
+    """With the keyboard alone: the token, a question, its moment first, played from its start to its end."""
+    page.locator("#token").wait_for()
+    page.keyboard.type("not the token")
+    page.keyboard.press("Enter")
+    page.get_by_text("That is not the token.").wait_for()
+    page.locator("#token").fill("")
+    page.keyboard.type(TOKEN)
+    page.keyboard.press("Enter")
+    page.get_by_text("40 videos are searched.").wait_for()
+    assert TOKEN not in page.url and TOKEN not in page.content()
+
+    asked = questions(service.store)[1]
+    page.keyboard.type(asked.sentence)
+    page.keyboard.press("Enter")
+    first = page.locator("article").first
+    first.wait_for()
+    assert page.locator("article").count() == 10 and first.locator(".video").inner_text() == asked.video
+    found = json.loads(service.ask("/api/search", {"question": asked.sentence}, authorization=f"Bearer {TOKEN}")[1])
+    moment = found["moments"][0]
+    assert (moment["start_s"], moment["end_s"]) == (asked.start_s, asked.end_s)
+    assert first.locator(".said li").count() == max(1, len(moment["subtitles"]))
+    assert len(first.locator("polyline.start").get_attribute("points").split()) == 2 * len(
+        found["timelines"][asked.video]["start"]
+    )
+    player = first.locator("video")
+    page.wait_for_function("v => v.readyState >= 2", arg=player.element_handle())
+    assert player.evaluate("v => v.currentTime") == pytest.approx(moment["start_s"], abs=0.3)
+    if folder := os.environ.get("HERO_SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / "search.png")
+
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("j")
+    assert first.evaluate("a => a === document.activeElement")
+    page.keyboard.press("Enter")
+    page.wait_for_function("v => !v.paused && v.currentTime > 0", arg=player.element_handle())
+    page.wait_for_function("v => v.paused", arg=player.element_handle(), timeout=30_000)
+    assert player.evaluate("v => v.currentTime") == pytest.approx(moment["end_s"], abs=0.6)
+
+    line = first.locator("svg.timeline")
+    line.focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    assert float(line.get_attribute("aria-valuenow")) == 1.5
+    assert player.evaluate("v => v.currentTime") == pytest.approx(1.5, abs=0.1)
+    page.keyboard.press("/")
+    assert page.locator("#question").evaluate("q => q === document.activeElement")
+    assert [url for url in page.requested if not url.startswith((service.url, "data:"))] == []
+    assert page.problems == []
+
+
+def test_it_ends_when_told(service: Service):
+    """Last: SIGTERM ends the service with code 0, and nothing of Ray stays."""
+    service.process.send_signal(signal.SIGTERM)
+    assert service.process.wait(60) == 0, service.log.read_text()
+    with pytest.raises(OSError), socket.create_connection(("127.0.0.1", service.port), timeout=1):
+        pass
