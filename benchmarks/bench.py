@@ -25,8 +25,8 @@ from benchmarks.results import commit, machine
 
 TABLE = Path(__file__).with_name("results.csv")
 PLOT = Path(__file__).resolve().parents[1] / "docs" / "images" / "speed.png"
-STEP = ("step", "--size", "debug", "--batch", "8", "--rounds", "5", "--variants", "eager", "padded", "--threads", "1")
-SHORT = (
+STEP = "step --size debug --batch 8 --rounds 5 --variants eager padded --threads 1 --clock cpu".split()
+SHORT: tuple[Sequence[str], ...] = (
     STEP,
     ("loader", "--videos", "400"),
     ("build", "--videos", "400", "--rounds", "3"),

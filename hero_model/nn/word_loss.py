@@ -91,7 +91,7 @@ def _add_gradients(
     to_x[part] = scores @ words
     scored = to_words[: len(words)]
     if scored.dtype == scores.dtype:
-        scored.addmm_(scores.T, x)
+        torch.addmm(scored, scores.T, x, out=scored)  # in place, by a name whose operations torch counts
     else:
         scored += scores.T @ x
     to_bias[: len(words)] += scores.sum(0, dtype=to_bias.dtype)
