@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # tests that start no cluster and no server
 QUICK := not ray and not s3 and not slow and not chaos
 
-.PHONY: demo test slow chaos cluster env check lint types ui
+.PHONY: demo test slow chaos cluster env check lint types ui bench
 
 # sample data, pre-training, fine-tuning with and without it, evaluation, and where to look
 demo: env
@@ -35,6 +35,10 @@ cluster: env
 check: env lint types
 	$(BIN)/pytest -n 2 --dist loadfile -m '$(QUICK)'
 
+# short benchmarks: rows of benchmarks/results.csv and docs/images/speed.png, which shows all rows over time
+bench: env
+	PYTHONPATH=platform:. $(BIN)/python -m benchmarks.bench
+
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,5 +58,5 @@ env: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,captions,mlflow-server]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,captions,video,mlflow-server]'
 	touch $@

@@ -1,4 +1,4 @@
-"""Memory of a store build at 1x, 4x and 10x of a corpus: all Ray processes together, and the largest one, over time.
+"""Memory of a store build at 1x, 4x and 16x of a corpus: all Ray processes together, and the largest one, over time.
 
 python -m benchmarks.build_memory [--gigabytes 1.5] [--limit-mb 1500]
 
@@ -27,7 +27,7 @@ from hero_platform.store.build import build
 from hero_platform.store.tokens import TokenizerSpec
 
 VIDEO_BYTES = 51 * 4352 * 2
-FACTORS = (1, 4, 10)
+FACTORS = (1, 4, 16)
 
 
 @dataclass

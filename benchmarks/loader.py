@@ -6,9 +6,11 @@ python -m benchmarks.loader [--videos 1000] [--batch 32]
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -27,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--json", type=Path, help="write every figure of every round there")
     own = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = TokenizerSpec.ids_only(TextIds())
@@ -54,25 +57,31 @@ def main() -> None:
                 for buffers in zip(*(videos[row] for row in batch), strict=True):
                     np.concatenate(buffers)
 
-        read_s, copy_s = _alternate(read, copy)
+        reads, copies = _alternate(read, copy)
+        read_s, copy_s = min(reads), min(copies)
     record(
         f"loader: {own.videos} TV-like videos, batches of {own.batch}, warm page cache, 1 thread",
         f"{own.videos / read_s:,.0f} videos/s, {num_bytes / read_s / 1e6:,.0f} MB/s; "
         f"memory copy of the same batches {num_bytes / copy_s / 1e6:,.0f} MB/s; reader at {copy_s / read_s:.0%} of it; "
         f"first batch {first_s:.2f} s after opening",
+        keep=not own.json,
     )
+    if own.json:
+        ratios = [copied / taken for taken, copied in zip(reads, copies, strict=True)]
+        rates = {"videos/s": [own.videos / s for s in reads], "share of the copy's speed": ratios}
+        own.json.write_text(json.dumps(rates | {"first batch, s": [first_s]}, indent=1))
 
 
-def _alternate(one: Callable[[], None], other: Callable[[], None]) -> tuple[float, float]:
-    """Best seconds of each, taking turns so that a busy machine hits both alike; one warm-up round."""
-    best = [float("inf"), float("inf")]
+def _alternate(one: Callable[[], None], other: Callable[[], None]) -> tuple[list[float], list[float]]:
+    """Seconds of each in every round, taking turns so that a busy machine hits both alike; one warm-up round."""
+    seconds: tuple[list[float], list[float]] = ([], [])
     for number in range(ROUNDS + 1):
         for place, work in enumerate((one, other)):
             started = time.perf_counter()
             work()
             if number:
-                best[place] = min(best[place], time.perf_counter() - started)
-    return best[0], best[1]
+                seconds[place].append(time.perf_counter() - started)
+    return seconds
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import statistics
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 RESULTS = Path(__file__).with_name("results.md")
@@ -14,20 +16,27 @@ _HEAD = "# Results\n\n| date | commit | machine | benchmark | result |\n|---|---
 
 def row(benchmark: str, result: str) -> str:
     """One row for results.md."""
-    return f"| {datetime.date.today()} | {_commit()} | {_machine()} | {benchmark} | {result} |"
+    return f"| {datetime.date.today()} | {commit()} | {machine()} | {benchmark} | {result} |"
 
 
-def record(benchmark: str, result: str) -> None:
-    """Print a row and append it to results.md."""
+def record(benchmark: str, result: str, *, keep: bool = True) -> None:
+    """Print a row and (`keep`) append it to results.md."""
     text = row(benchmark, result)
     print(text)
+    if not keep:
+        return
     if not RESULTS.exists():
         RESULTS.write_text(_HEAD)
     with RESULTS.open("a") as stream:
         stream.write(text + "\n")
 
 
-def _commit() -> str:
+def spread(values: Sequence[float]) -> str:
+    """Median and, in brackets, lowest and highest."""
+    return f"{statistics.median(values):.3g} ({min(values):.3g}-{max(values):.3g})"
+
+
+def commit() -> str:
     """Short hash of the checkout."""
     root = Path(__file__).parent
     done = subprocess.run(
@@ -36,8 +45,8 @@ def _commit() -> str:
     return done.stdout.strip() or "none"
 
 
-def _machine() -> str:
+def machine(*, load: bool = True) -> str:
     """Cores, memory and how busy the machine is, which on a shared one says how far to trust a time."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    load = os.getloadavg()[0]
-    return f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.machine()}, load {load:.1f}"
+    name = f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.machine()}"
+    return f"{name}, load {os.getloadavg()[0]:.1f}" if load else name

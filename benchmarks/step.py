@@ -1,360 +1,289 @@
-"""Forward and backward of the packed model against the padded oracle in the official layout, on the same videos.
+"""One optimizer step of the packed model, eager and compiled, and of the padded oracle in the official layout.
 
-python -m benchmarks.step [--size base|debug] [--videos 8] [--repeats 5] [--threads 2] [--clock wall|cpu]
-python -m benchmarks.step --device cuda --videos 32 [--copies 8]
+python -m benchmarks.step [--size base|debug] [--task mix|mlm|mfm|fom|vsm] [--batch 8] [--rounds 5] [--json FILE]
+python -m benchmarks.step --device cuda --batch 32
+python -m benchmarks.step --device cuda --batch 256
 
-The videos have the statistics of TV (hero.md 7.1), the tasks the published mix MLM : MFM : FOM : VSM = 2 : 2 : 1 : 2.
-The oracle (tests/oracle) gets the batch exactly as the official collate functions pad it, and no dropout runs on either
-side. Both losses and gradients are compared before anything is timed. Collating is not timed. Needs torch and numpy.
-The padded base model needs about 0.5 GB a video, and on two cores minutes a step: hence 8 videos unless told otherwise.
+The videos have the statistics of TV (hero.md 7.1), `mix` is the published MLM : MFM : FOM : VSM = 2 : 2 : 1 : 2. The
+oracle (tests/oracle) gets the batch exactly as the official collate functions pad it, and updates its weights one after
+another as the official AdamW does. No dropout runs anywhere. Losses and gradients of every variant are compared with
+the oracle's, in fp32, before anything is timed; on a GPU steps are timed in bf16 (autocast). Variants take turns in
+every round, and a matrix product is timed in each round too. Collating and copies to the device are not timed.
 
-On a GPU both are compared in fp32 and timed in bf16 (autocast); besides, the packed model takes `--copies` times the
-videos at once, and what it computes a second is set against a large matrix product in the same run.
+The official code reads 32 videos a GPU. A batch above that is 32 videos several times over, for the packed model alone.
+The padded base model needs about 0.5 GB a video on a CPU, hence 8 videos unless told otherwise: the longest of 32 and
+others at even distances, so that they are padded as all 32 are. Needs torch and NumPy beside this repository.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import sys
+import functools
+import itertools
+import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.results import row
+from benchmarks.results import row, spread
+from benchmarks.tv_like import BATCH, SEED, copied, padded_rows, tv_like
+from benchmarks.variants import Variant, both_ways, check, packed, padded
 from hero_model import config as sizes
-from hero_model.config import HeroConfig, TextIds
 from hero_model.multitask import MultiTaskHero
-from hero_model.official import renamed
-from hero_model.packed.batch import Examples, VideoRows
-from hero_model.packed.pack import offsets_of, spans
 from hero_model.tasks import Fom, Mfm, Mlm, Task, Vsm
-from hero_model.tasks.base import At, TaskBatch
+from hero_platform.train.determinism import keep_freed_memory
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from oracle import collate, tasks
-from oracle.collate import Query, Segment, Video
-from oracle.model import Heads, Oracle
-
-SEED = (
-    65  # of the first 100 the one whose 32 videos are most like hero.md 7.1: 720 segments padded to 41 rows (717, 42)
-)
-BATCH = 32  # videos of one GPU in the official recipe
-AT = At(SEED, 0)
-TEXT = TextIds()
 MIX: dict[Task, int] = {Mlm(): 2, Mfm(): 2, Fom(): 1, Vsm(): 2}
-LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4  # relative, as in the parity tests
-
-# hero.md 7.1: 51.6 frames, 22.6 subtitles of 1.9 frames and 11.4 tokens a video.
-FRAMES_MEAN, FRAMES_STD, FRAMES_LIMITS = 51.6, 15.0, (15, 100)
-SEGMENTS_PER_FRAME, OWNED_MEAN = 22.6 / 51.6, 1.9
-TOKENS_SHAPE, TOKENS_MEAN = 4.0, 11.4
+PHASES = ("forward", "backward", "optimizer")
+PRODUCT = {"cpu": 2048, "cuda": 8192}  # side of the square matrices whose product is the yardstick
 
 
-def tv_like(num_videos: int, frame_dim: int) -> VideoRows:
-    """Videos of one official batch of 32 with TV's statistics, ordered by length as the feed orders them.
+class Meter:
+    """Times phases on one device."""
 
-    Fewer than 32 are that batch's longest clip, the owner of its longest segment, and others at even distances: so the
-    official code pads them exactly as it pads all 32. Equal for equal arguments.
-    """
-    rng = np.random.default_rng(SEED)
-    frames = rng.normal(FRAMES_MEAN, FRAMES_STD, BATCH).round().clip(*FRAMES_LIMITS).astype(np.int64)
-    num_frames = np.sort(frames)
-    owned = [_owned(rng, int(count)) for count in num_frames]
-    words = [
-        rng.gamma(TOKENS_SHAPE, TOKENS_MEAN / TOKENS_SHAPE, len(video)).round().clip(1).astype(np.int64)
-        for video in owned
-    ]
-    longest = [max(n + count for (_, n), count in zip(*video, strict=True)) for video in zip(owned, words, strict=True)]
-    widest = [BATCH - 1, int(np.argmax(longest))]
-    others = np.setdiff1d(np.arange(BATCH), widest)
-    even = others[np.linspace(0, len(others) - 1, num_videos - len(set(widest))).round().astype(np.int64)]
-    chosen = np.sort(np.concatenate([np.unique(widest), even]))
-    parts = np.array([part for i in chosen for part in owned[i]])
-    num_tokens = np.concatenate([words[i] for i in chosen])
-    return VideoRows(
-        ids=tuple(f"video-{i}" for i in chosen),
-        keys=chosen.astype(np.uint64),
-        interval_s=np.full(num_videos, 1.5),
-        frames=rng.standard_normal((num_frames[chosen].sum(), frame_dim), dtype=np.float32),
-        frame_offsets=offsets_of(num_frames[chosen]),
-        segment_offsets=offsets_of(np.array([len(owned[i]) for i in chosen])),
-        tokens=rng.integers(TEXT.random_low, TEXT.random_high, num_tokens.sum()).astype(np.int32),
-        token_offsets=offsets_of(num_tokens),
-        segment_frames=spans(parts[:, 0], parts[:, 1]),
-        segment_frame_offsets=offsets_of(parts[:, 1]),
-    )
+    def __init__(self, device: torch.device, clock: Callable[[], float]) -> None:
+        self.device, self.clock = device, clock
 
+    def now(self) -> float:
+        """Seconds, once the device is idle."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return self.clock()
 
-def _owned(rng: np.random.Generator, num_frames: int) -> list[tuple[int, int]]:
-    """First frame and number of frames of each subtitle of one video: in order, apart, with gaps between them."""
-    counts = 1 + rng.poisson(OWNED_MEAN - 1, round(num_frames * SEGMENTS_PER_FRAME))
-    counts = counts[np.cumsum(counts) <= num_frames]
-    gaps = rng.multinomial(num_frames - counts.sum(), np.full(len(counts) + 1, 1 / (len(counts) + 1)))
-    starts = np.cumsum(counts) - counts + np.cumsum(gaps[:-1])
-    return list(zip(starts.tolist(), counts.tolist(), strict=True))
-
-
-@dataclass(frozen=True)
-class Contest:
-    """One task, both ways: functions from nothing to a loss with gradient."""
-
-    task: Task
-    packed: Callable[[], Tensor]
-    padded: Callable[[], Tensor]
-
-
-def contest(task: Task, rows: VideoRows, model: MultiTaskHero, oracle: Oracle, device: torch.device) -> Contest:
-    """Draw once; pack for the model, collate for the oracle. Both batches wait on the device."""
-    examples = Examples(rows)
-    drawn: Any = task.draw(examples, AT, TEXT)
-    batch = task.assemble(examples, drawn, TEXT)
-    videos = _oracle_videos(task, rows, drawn, batch)
-    run: Callable[[Any], tasks.Outputs]
-    if isinstance(task, Mlm):
-        padded, run = collate.mlm_batch(videos), lambda b: tasks.mlm(oracle, b, model.hero.cfg.vocab_pad)
-    elif isinstance(task, Mfm):
-        padded, run = collate.mfm_batch(videos), lambda b: tasks.mfm_nce(oracle, b)
-    elif isinstance(task, Fom):
-        padded, run = collate.fom_batch(videos), lambda b: tasks.fom(oracle, b)
-    else:
-        assert isinstance(task, Vsm)
-        ranking = tasks.Ranking(task.span_weight, task.ctx_weight, task.query_weight, task.margin)
-        padded, run = collate.query_batch(videos), lambda b: tasks.retrieval(oracle, b, ranking)
-    there, moved = batch.to(device), _to(padded, device)
-    return Contest(task, lambda: _packed_loss(model, task, there), lambda: run(moved)["total"])
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    """Move every tensor of what collate returned."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: _to(part, device) for key, part in value.items()}
-    return [_to(part, device) for part in value] if isinstance(value, list) else value
-
-
-def _packed_loss(model: MultiTaskHero, task: Task, batch: TaskBatch) -> Tensor:
-    """The weighted mean losses, as the trainer takes them from a task."""
-    output = model(task.kind, batch, AT)
-    terms = {name: value / batch.counts[name] for name, value in output.sums.items()}
-    if output.pooled is not None:
-        ranked = task.pool_terms(output.pooled, batch.videos.clips, AT)
-        terms |= {name: value / count for name, (value, count) in ranked.items()}
-    weights = task.weights(AT)
-    return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
-
-
-def _oracle_videos(task: Task, rows: VideoRows, drawn: Any, batch: Any) -> list[Video]:
-    """The same videos and draws as the oracle's collate takes them."""
-    words, inputs = rows.tokens, rows.tokens
-    labels: np.ndarray | None = None
-    lead, removed = TEXT.sep, set()
-    if isinstance(task, Mlm):
-        inputs, lead, labels = drawn.inputs, TEXT.cls, np.where(drawn.chosen, words, -1)
-    elif isinstance(task, Vsm):
-        removed = set(drawn.tolist())
-
-    def segment(s: int) -> Segment:
-        at = slice(*rows.token_offsets[s : s + 2])
-        own = [] if s in removed else inputs[at].tolist()
-        frames = rows.segment_frames[slice(*rows.segment_frame_offsets[s : s + 2])].tolist()
-        return Segment([lead, *own], frames, None if labels is None else [-1, *labels[at].tolist()])
-
-    def query(q: int) -> Query:
-        text = words[slice(*rows.token_offsets[drawn[q] : drawn[q] + 2])][: task.max_tokens]
-        return Query([TEXT.cls, *text.tolist()], tuple(batch.targets[q].tolist()))
-
-    videos = []
-    for number in range(rows.num_videos):
-        at = slice(*rows.frame_offsets[number : number + 2])
-        video = Video(
-            torch.from_numpy(rows.frames[at]), [segment(s) for s in range(*rows.segment_offsets[number:][:2])]
-        )
-        if isinstance(task, Mfm):
-            video = replace(video, mask=drawn[at].tolist())
-        if isinstance(task, Fom):
-            order, targets = drawn.order[at], np.full(len(video.frames), -1)
-            selected = np.flatnonzero(drawn.selected[at])
-            targets[order[selected]] = selected
-            video = replace(video, order=order.tolist(), targets=targets.tolist())
-        if isinstance(task, Vsm):
-            mine = np.flatnonzero(batch.video_Q == number)
-            video = replace(video, queries=tuple(query(int(q)) for q in mine))
-        videos.append(video)
-    return videos
-
-
-def check(rival: Contest, model: MultiTaskHero, weights: dict[str, Tensor]) -> None:
-    """Both ways must compute the same loss and the same gradients.
-
-    Raises:
-        SystemExit: they do not, so that a time would mean nothing.
-    """
-    losses = [rival.packed(), rival.padded()]
-    for loss in losses:
+    def step(self, variant: Variant, kind: str) -> list[float]:
+        """Seconds of forward, backward and update of one step."""
+        marks = [self.now()]
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+            loss = variant.losses[kind]()
+        marks.append(self.now())
         loss.backward()
-    got, want = (float(loss.detach()) for loss in losses)
-    ours = renamed({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    theirs = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
-    norm = torch.stack([grad.norm() for grad in theirs.values()]).norm()
-    missed = torch.stack([(ours[name] - grad).norm() for name, grad in theirs.items()]).norm() / norm
-    if abs(got - want) > LOSS_TOLERANCE * abs(want) or missed > GRADIENT_TOLERANCE:
-        raise SystemExit(f"{rival.task.kind}: loss {got} packed, {want} padded; gradients differ by {missed:.1e}")
-    _forget(model, weights)
+        marks.append(self.now())
+        variant.update()
+        marks.append(self.now())
+        return [end - start for start, end in itertools.pairwise(marks)]
+
+    def product(self) -> float:
+        """TFLOP/s of one matrix product in the precision of the steps."""
+        side = PRODUCT[self.device.type]
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        one, other = (torch.randn(side, side, device=self.device, dtype=dtype) for _ in range(2))
+        repeats = 20 if self.device.type == "cuda" else 3
+        one @ other
+        began = self.now()
+        for _ in range(repeats):
+            one @ other
+        return repeats * 2 * side**3 / (self.now() - began) / 1e12
 
 
-def _forget(model: MultiTaskHero, weights: dict[str, Tensor]) -> None:
-    """Drop gradients, as a step does."""
-    for tensor in (*model.parameters(), *weights.values()):
-        tensor.grad = None
+class Counts(NamedTuple):
+    """What one step of a variant takes, whatever its speed."""
+
+    flops: float  # of forward and backward, as torch counts them: matrix products and attention
+    saved_gb: float  # tensors that forward keeps for backward, parameters apart
+    peak_gb: float  # allocated at most above what lay there, on a GPU
 
 
-def timed(loss: Callable[[], Tensor], clock: Callable[[], float], device: torch.device) -> float:
-    """Seconds of one forward and backward, in bf16 on a GPU."""
-    started = clock()
-    with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-        computed = loss()
-    computed.backward()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return clock() - started
+def counted(variant: Variant, kind: str, device: torch.device) -> Counts:
+    """One step, counted: a warm-up of what is timed."""
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    cuda = device.type == "cuda"
+    before = torch.cuda.memory_allocated() if cuda else 0
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    with FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = variant.losses[kind]()
+        loss.backward()
+    variant.update()
+    own = {parameter.untyped_storage().data_ptr() for parameter in variant.parameters.values()}
+    total = sum(size for place, size in saved.items() if place not in own)
+    peak = torch.cuda.max_memory_allocated() - before if cuda else 0
+    return Counts(float(counter.get_total_flops()), total / 1e9, peak / 1e9)
 
 
-def mixed(seconds: dict[str, float]) -> float:
-    """Mean seconds of a step of the mix."""
-    return sum(share * seconds[task.kind] for task, share in MIX.items()) / sum(MIX.values())
+def mixed(shares: dict[str, int], of: Callable[[str], float]) -> float:
+    """Mean over the steps of the mix."""
+    return sum(share * of(kind) for kind, share in shares.items()) / sum(shares.values())
+
+
+def profiled(variant: Variant, shares: dict[str, int], meter: Meter) -> str:
+    """Where one step of each task spends its time, by operator, self time first."""
+    cuda = meter.device.type == "cuda"
+    with torch.profiler.profile() as profiler:
+        for kind in shares:
+            meter.step(variant, kind)
+    order = "self_cuda_time_total" if cuda else "self_cpu_time_total"
+    return str(profiler.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=50))
+
+
+def graphs() -> int:
+    """Graphs that torch.compile has made in this process so far."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def build(
+    names: Iterable[str], model: MultiTaskHero, flat: dict[str, Any], boxes: dict[str, Any]
+) -> tuple[list[Variant], dict[str, str]]:
+    """The variants that work here, and why the others do not."""
+    makers: dict[str, Callable[[], Variant]] = {
+        "eager": functools.partial(packed, model, flat),
+        "compiled": functools.partial(packed, model, flat, compiled=True),
+        "padded": functools.partial(padded, model, boxes),
+    }
+    made, missing = [], {}
+    for name in names:
+        variant = makers[name]()
+        try:
+            next(iter(variant.losses.values()))()
+        except Exception as error:  # whatever a compiler says: the others are still worth a time
+            missing[variant.name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        else:
+            made.append(variant)
+    return made, missing
+
+
+def measure(own: argparse.Namespace, device: torch.device, meter: Meter) -> dict[str, Any]:
+    """Check all variants, then let them take turns."""
+    torch.manual_seed(SEED)
+    tasks = {task: share for task, share in MIX.items() if own.task in ("mix", task.kind)}
+    shares = {task.kind: share for task, share in tasks.items()}
+    model = MultiTaskHero(getattr(sizes, own.size)(), tuple(tasks)).eval().to(device)
+    few = tv_like(min(own.batch, BATCH), model.hero.cfg.frame_dim)
+    flat, boxes = both_ways(tasks, few, device)
+    reference = padded(model, boxes)
+    variants, missing = build(own.variants, model, flat, boxes)
+    agreement = {variant.name: check(variant, reference) for variant in variants if variant.name != reference.name}
+    rows = copied(few, own.batch // BATCH) if own.batch > BATCH else few
+    if own.batch > BATCH:
+        flat, _ = both_ways(tasks, rows, device, pad=False)
+        variants, _ = build([name for name in own.variants if name != "padded"], model, flat, {})
+        missing["padded oracle"] = f"the official code reads {BATCH} videos at a time"
+    tokens = mixed(shares, lambda kind: flat[kind].num_tokens)
+    seconds: dict[str, list[dict[str, list[float]]]] = {variant.name: [] for variant in variants}
+    products = []
+    counts = {variant.name: {kind: counted(variant, kind, device) for kind in shares} for variant in variants}
+    if own.profile:
+        print(profiled(variants[0], shares, meter))
+    compiled_before = graphs()
+    for number in range(own.rounds):
+        for variant in variants if number % 2 else variants[::-1]:
+            seconds[variant.name].append({kind: meter.step(variant, kind) for kind in shares})
+        products.append(meter.product())
+    return {
+        "videos": own.batch,
+        "tokens": tokens,
+        "padded_rows_per_real_row": padded_rows(rows) / (mixed(shares, lambda _: _real_rows(rows))),
+        "product_tflops": products,
+        "agreement": agreement,
+        "not_measured": missing,
+        "graphs": compiled_before,
+        "graphs_of_timed_rounds": graphs() - compiled_before,
+        "variants": {
+            name: _summary(each, shares, own.batch, tokens, counts[name], products) for name, each in seconds.items()
+        },
+    }
+
+
+def _real_rows(rows: Any) -> int:
+    return len(rows.segment_frames) + len(rows.tokens) + len(rows.token_offsets) - 1
+
+
+def _summary(
+    rounds: list[dict[str, list[float]]],
+    shares: dict[str, int],
+    videos: int,
+    tokens: float,
+    counts: dict[str, Counts],
+    products: list[float],
+) -> dict[str, Any]:
+    """Figures of one variant, a value a round."""
+    steps = [mixed(shares, lambda kind, each=each: sum(each[kind])) for each in rounds]
+    work = mixed(shares, lambda kind: counts[kind].flops)
+    core = [mixed(shares, lambda kind, each=each: sum(each[kind][:2])) for each in rounds]
+    return {
+        "videos_per_s": [videos / s for s in steps],
+        "useful_tokens_per_s": [tokens / s for s in steps],
+        "without_optimizer_videos_per_s": [videos / s for s in core],
+        "tflop_per_step": work / 1e12,
+        "of_matrix_rate": [work / s / 1e12 / rate for s, rate in zip(core, products, strict=True)],
+        "saved_gb": {kind: count.saved_gb for kind, count in counts.items()},
+        "peak_gb": max(count.peak_gb for count in counts.values()),
+        "phases_s": {
+            phase: [mixed(shares, lambda kind, each=each, at=at: each[kind][at]) for each in rounds]
+            for at, phase in enumerate(PHASES)
+        },
+        "task_s": {kind: [sum(each[kind]) for each in rounds] for kind in shares},
+    }
+
+
+def told(own: argparse.Namespace, found: dict[str, Any]) -> str:
+    """What was measured, as people read it."""
+    lines = [
+        f"{name}: {spread(one['videos_per_s'])} videos/s, {spread(one['useful_tokens_per_s'])} useful tokens/s, "
+        f"forward and backward at {spread(one['of_matrix_rate'])} of the matrix rate "
+        f"({one['tflop_per_step']:.3g} TFLOP a step), "
+        + ", ".join(f"{phase} {spread(seconds)} s" for phase, seconds in one["phases_s"].items())
+        + f", kept for backward {max(one['saved_gb'].values()):.2f} GB"
+        + (f", peak {one['peak_gb']:.2f} GB above what lay there" if own.device == "cuda" else "")
+        for name, one in found["variants"].items()
+    ]
+    lines += [f"{name}: not measured ({why})" for name, why in found["not_measured"].items()]
+    slow = found["variants"].get("padded oracle")
+    for name, one in found["variants"].items():
+        if slow and one is not slow:
+            for what, key in (("a step", "videos_per_s"), ("forward and backward", "without_optimizer_videos_per_s")):
+                ratios = [fast / other for fast, other in zip(one[key], slow[key], strict=True)]
+                lines.append(f"{name}: {what} {spread(ratios)} times as fast as the padded oracle")
+    lines.append(f"matrix product {spread(found['product_tflops'])} TFLOP/s; {found['graphs']} graphs compiled, "
+                 f"{found['graphs_of_timed_rounds']} more while timing")  # fmt: skip
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Check, then let both take turns."""
+    """Check, time, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=("base", "debug"), default="base")
-    parser.add_argument("--videos", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--copies", type=int, default=8, help="times the videos at once, for the rate on a GPU")
+    parser.add_argument("--size", choices=("base", "debug"), default="base")
+    parser.add_argument("--task", choices=("mix", "mlm", "mfm", "fom", "vsm"), default="mix")
+    parser.add_argument("--batch", type=int, default=8, help="videos of a step")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a busy machine; 1 thread")
+    parser.add_argument("--variants", nargs="+", choices=("eager", "compiled", "padded"),
+                        default=["eager", "compiled", "padded"])  # fmt: skip
+    parser.add_argument("--default-malloc", action="store_true", help="let glibc give freed memory back, to compare")
+    parser.add_argument("--profile", action="store_true", help="print where the first variant spends its time")
+    parser.add_argument("--json", type=Path, help="write every figure of every round there")
     own = parser.parse_args()
-    if not 3 <= own.videos <= BATCH or (own.clock == "cpu" and own.threads > 1):
-        parser.error(f"give 3 to {BATCH} videos, and --threads 1 for --clock cpu: waiting threads burn time too")
-    clock = time.perf_counter if own.clock == "wall" else time.process_time
+    if own.batch < 3 or (own.batch > BATCH and own.batch % BATCH):
+        parser.error(f"give a --batch of 3 to {BATCH} videos, or a multiple of {BATCH}")
+    if own.clock == "cpu" and (own.threads > 1 or own.device == "cuda"):
+        parser.error("--clock cpu counts one thread's time: it needs --threads 1 and --device cpu")
+    if own.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU here")
     torch.set_num_threads(own.threads)
-    torch.manual_seed(SEED)
-    cfg: HeroConfig = getattr(sizes, own.size)()
-    device = torch.device(own.device)
-    model = MultiTaskHero(cfg, tuple(MIX)).eval().to(device)
-    weights = {name: part.detach().clone().requires_grad_() for name, part in renamed(model.state_dict()).items()}
-    heads = Heads(cfg.cross.num_heads, cfg.temporal.num_heads, cfg.query.num_heads)
-    oracle = Oracle(weights, heads, padding_effects=False)
-    rows = tv_like(own.videos, cfg.frame_dim)
-    rivals = [contest(task, rows, model, oracle, device) for task in MIX]
-    for rival in rivals:
-        check(rival, model, weights)
-        for side in (rival.packed, rival.padded):  # the warm-up
-            timed(side, clock, device)
-            _forget(model, weights)
-    packed, padded = [], []
-    for turn in range(own.repeats):
-        seconds: dict[str, dict[str, float]] = {"packed": {}, "padded": {}}
-        for rival in rivals:
-            for side in ("packed", "padded") if turn % 2 else ("padded", "packed"):
-                seconds[side][rival.task.kind] = timed(getattr(rival, side), clock, device)
-                _forget(model, weights)
-        packed.append(mixed(seconds["packed"]))
-        padded.append(mixed(seconds["padded"]))
-        print(
-            "  ".join(f"{kind} {seconds['padded'][kind] / s:.2f}x" for kind, s in seconds["packed"].items()), flush=True
-        )
-    ratios = [slow / fast for slow, fast in zip(padded, packed, strict=True)]
-    real = len(rows.segment_frames) + len(rows.tokens) + len(rows.token_offsets) - 1
-    print(
-        row(
-            f"step: {own.size}, {own.videos} of {BATCH} TV-like videos, 2:2:1:2, "
-            + (f"fp32, {own.threads} threads, {own.clock} clock" if own.device == "cpu" else f"bf16, {_gpu()}"),
-            f"packed {_spread([own.videos / s for s in packed])} videos/s, padded oracle "
-            f"{_spread([own.videos / s for s in padded])}: {_spread(ratios)} times as fast "
-            f"(median, min-max of {own.repeats}); {_padded_rows(rows) / real:.2f} padded rows per real one",
-        )
-    )
-    if own.device == "cuda":
-        print(_rate(model, copied(rows, own.copies), own.repeats))
-
-
-def copied(rows: VideoRows, copies: int) -> VideoRows:
-    """The same videos several times, as different ones."""
-
-    def joined(offsets: np.ndarray) -> np.ndarray:
-        return offsets_of(np.tile(np.diff(offsets), copies))
-
-    num_videos = rows.num_videos * copies
-    return VideoRows(
-        ids=tuple(f"video-{i}" for i in range(num_videos)),
-        keys=np.arange(num_videos, dtype=np.uint64),
-        interval_s=np.tile(rows.interval_s, copies),
-        frames=np.tile(rows.frames, (copies, 1)),
-        frame_offsets=joined(rows.frame_offsets),
-        segment_offsets=joined(rows.segment_offsets),
-        tokens=np.tile(rows.tokens, copies),
-        token_offsets=joined(rows.token_offsets),
-        segment_frames=np.tile(rows.segment_frames, copies),
-        segment_frame_offsets=joined(rows.segment_frame_offsets),
-    )
-
-
-def _rate(model: MultiTaskHero, rows: VideoRows, repeats: int) -> str:
-    """Operations a second of packed steps of the mix, counted by torch, against a matrix product of 8192 cubed."""
-    device = torch.device("cuda")
-    one, other = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
-    product, flops, seconds = [], 0.0, []
-    steps: dict[Task, Callable[[], Tensor]] = {}
-    for task in MIX:
-        examples = Examples(rows)
-        batch = task.assemble(examples, task.draw(examples, AT, TEXT), TEXT).to(device)
-        steps[task] = lambda task=task, batch=batch: _packed_loss(model, task, batch)
-        with FlopCounterMode(display=False) as counter:
-            timed(steps[task], time.perf_counter, device)
-        flops += counter.get_total_flops() * MIX[task] / sum(MIX.values())
-    for _ in range(repeats):
-        timed_each = {}
-        for task, step in steps.items():
-            _forget(model, {})
-            timed_each[task.kind] = timed(step, time.perf_counter, device)
-        seconds.append(mixed(timed_each))
-        began = time.perf_counter()
-        for _ in range(20):
-            one @ other
-        torch.cuda.synchronize()
-        product.append(20 * 2 * 8192**3 / (time.perf_counter() - began) / 1e12)
-    rates = [flops / s / 1e12 for s in seconds]
-    return row(
-        f"matrix rate of a packed step: {rows.num_videos} TV-like videos, 2:2:1:2, bf16, {_gpu()}",
-        f"{_spread(rates)} TFLOP/s, {_spread([rows.num_videos / s for s in seconds])} videos/s; a product of 8192 cubed"
-        f" {_spread(product)} TFLOP/s: {_spread([a / b for a, b in zip(rates, product, strict=True)])} of it"
-        f" (median, min-max of {repeats})",
-    )
-
-
-def _gpu() -> str:
-    return torch.cuda.get_device_name()
-
-
-def _padded_rows(rows: VideoRows) -> int:
-    """Rows of the official cross-modal batch: segments times the longest."""
-    lengths = np.diff(rows.segment_frame_offsets) + np.diff(rows.token_offsets) + 1
-    return len(lengths) * int(lengths.max())
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.3g} ({min(values):.3g}-{max(values):.3g})"
+    if not own.default_malloc:
+        keep_freed_memory()  # as the trainer does, for every variant
+    meter = Meter(torch.device(own.device), time.perf_counter if own.clock == "wall" else time.process_time)
+    found = measure(own, torch.device(own.device), meter)
+    print(told(own, found))
+    how = f"bf16, {torch.cuda.get_device_name()}" if own.device == "cuda" else f"fp32, {own.threads} threads"
+    name = f"step: {own.size}, {own.task}, {own.batch} TV-like videos, {how}, {own.clock} clock"
+    medians = ", ".join(f"{n} {spread(one['videos_per_s'])}" for n, one in found["variants"].items())
+    print(row(name, f"videos/s with the optimizer: {medians} (median, min-max of {own.rounds})"))
+    if own.json:
+        own.json.write_text(json.dumps({"benchmark": name, **found}, indent=1))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from hero_model.config import HeroConfig
 from hero_model.nn.embeddings import MaskEmbedding
 from hero_model.nn.encoders import CrossModalEncoder, TemporalEncoder
 from hero_model.nn.layers import Projection, init_normal
-from hero_model.packed.batch import ClipTexts, Layout, TextBatch, VideoBatch
+from hero_model.packed.batch import ClipTexts, Layout, Reads, TextBatch, VideoBatch
 
 
 class Hero(nn.Module):
@@ -38,28 +38,36 @@ class Hero(nn.Module):
         """The word embedding `[vocab_size, D]`, to which the language head is tied."""
         return self.cross.text.words.weight
 
-    def encode_segments(self, videos: VideoBatch) -> Tensor:
-        """Run the cross-modal encoder over all segments; returns `[R, D]` packed as `videos.segments.layout`."""
-        return self.cross(videos)
+    def encode_segments(self, videos: VideoBatch, reads: Reads | None = None) -> Tensor:
+        """Run the cross-modal encoder over all segments.
 
-    def fuse(self, videos: VideoBatch, hidden_RD: Tensor) -> Tensor:
+        Returns:
+            `[R, D]` packed as `videos.segments.layout`, or `[m, D]` of the rows that `reads` asks for: it costs less.
+        """
+        hidden_nD: Tensor = self.cross(videos, reads)
+        return hidden_nD if reads is None else hidden_nD.index_select(0, reads.places)
+
+    def encode_frames(self, videos: VideoBatch) -> Tensor:
+        """The cross-modal states of all frames that segments own, `[K, D]` in layout order."""
+        return self.encode_segments(videos, videos.segments.frame_reads)
+
+    def fuse(self, videos: VideoBatch, matched_KD: Tensor) -> Tensor:
         """Give every frame its state: projected raw feature + cross-modal state if a segment owns it (hero.md 1.8).
 
         In a flat model every frame has a cross-modal state, which is its state.
 
         Args:
             videos: The batch.
-            hidden_RD: `[R, D]` from `encode_segments`.
+            matched_KD: `[K, D]` from `encode_frames`.
 
         Returns:
             `[G, D]`, before the temporal encoder.
         """
         segments, shared = videos.segments, videos.shared
-        matched_KD = hidden_RD.index_select(0, segments.frame_rows)
         matched_K = segments.frame_index if shared is None else shared.matched
         if self.cfg.flat:
             return torch.empty_like(matched_KD).index_copy(0, matched_K, matched_KD)
-        x_GD = self.frame_transform(self.mask(videos.frames, videos.frame_mask)).to(hidden_RD.dtype)
+        x_GD = self.frame_transform(self.mask(videos.frames, videos.frame_mask)).to(matched_KD.dtype)
         if shared is not None:
             x_GD = x_GD.index_select(0, shared.frames)
         return x_GD.index_add(0, matched_K, matched_KD)
@@ -70,14 +78,14 @@ class Hero(nn.Module):
 
     def encode_video(self, videos: VideoBatch) -> Tensor:
         """Segments, fusion and temporal encoder in one; returns `[F, D]`."""
-        return self.encode_clips(self.fuse(videos, self.encode_segments(videos)), videos.clips)
+        return self.encode_clips(self.fuse(videos, self.encode_frames(videos)), videos.clips)
 
     def encode_readings(self, videos: VideoBatch, texts: ClipTexts | None) -> Tensor:
         """Encode clips together with a text each; returns the frames' states `[G, D]` (hero.md 4.4).
 
         A flat model reads the texts inside its sequences: it has no `texts` behind the clips.
         """
-        x_GD = self.fuse(videos, self.encode_segments(videos))
+        x_GD = self.fuse(videos, self.encode_frames(videos))
         if texts is None:
             return x_GD
         text_TD = self.cross.text(texts.tokens, texts.positions)

@@ -12,6 +12,7 @@ from jobs.store_sources import add_sources, chosen_source
 
 if TYPE_CHECKING:
     from hero_platform.sources.base import Source
+    from hero_platform.store.manifest import Manifest
     from hero_platform.store.reader import FeatureStore
 
 PROGRAM = program_of("jobs.build_store")
@@ -19,6 +20,7 @@ _EXAMPLES = f"""examples:
   {PROGRAM} lmdb --txt-db txt_db/tv_subtitles.db --video-db video_db/tv --corpus tv
   {PROGRAM} npz --features features --subtitles subs.jsonl --tokenizer roberta --corpus mine
   {PROGRAM} conquer tvr_feature_release.tar.gz --subtitles subs.jsonl --tokenizer roberta --corpus tv
+  {PROGRAM} video films --tokenizer roberta --corpus mine
   {PROGRAM} synthetic --videos 1000 --seed 0
   {PROGRAM} annotations --corpus tvr --split val tvr_val_release.jsonl --store outputs/stores/tvr/x
   {PROGRAM} annotations --corpus tv --splits txt_db/pretrain_splits/tv_train.json txt_db/pretrain_splits/tv_val.json
@@ -28,13 +30,13 @@ _EXAMPLES = f"""examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code (0 done, 1 a damaged store, 2 a mistake in the call or its input)."""
     own = parser().parse_args(argv)
-    job = {"inspect": _inspect, "annotations": _annotations}.get(own.command, _build)
+    job = {"inspect": _inspect, "annotations": _annotations, "video": _video}.get(own.command, _build)
     return run_job(PROGRAM, lambda: job(own))
 
 
 def _build(own: argparse.Namespace) -> int:
     """Build a store from the named source."""
-    from hero_platform import home, transfer
+    from hero_platform import home
     from hero_platform.store.build import build
 
     home.check_name("corpus", own.corpus)
@@ -54,11 +56,33 @@ def _build(own: argparse.Namespace) -> int:
             keep_float32=own.keep_float32,
             workers=own.workers,
         )
+    return _built(own, out, manifest)
+
+
+def _video(own: argparse.Namespace) -> int:
+    """Build a store from a folder of films."""
+    from hero_platform import home
+    from jobs.store_video import build_video, feature_set_of
+
+    home.check_name("corpus", own.corpus)
+    feature_set = feature_set_of(own)
+    out = own.out or home.store_dir(own.corpus, own.name or feature_set)
+    manifest = build_video(own, out, feature_set)
+    return 0 if manifest is None else _built(own, out, manifest)
+
+
+def _built(own: argparse.Namespace, out: str, manifest: Manifest) -> int:
+    """Say what a finished store holds."""
+    from hero_platform import transfer
+
     totals = {name: manifest.total(f"num_{name}") for name in ("rows", "frames", "segments", "tokens", "bytes")}
     print(f"store    {out}\ndigest   {manifest.digest}")
     print(f"videos   {totals['rows']:,} in {len(manifest.shards)} shards, {totals['bytes'] / 1e6:,.1f} MB")
     print(f"rejects  {manifest.num_rejects:,}" + (" (see rejects.jsonl there)" if manifest.num_rejects else ""))
     print(f"rate     {manifest.build['videos_per_s']:,.1f} videos/s, {manifest.build['megabytes_per_s']:,.1f} MB/s")
+    if took := manifest.build.get("extraction"):
+        rate = took["film_seconds"] / max(took["seconds"], 1e-9)
+        print(f"films    {rate:,.1f} s of film a second, {rate / took['cores']:,.1f} a core")
     if transfer.TOTAL.requests:
         print(f"s3       {transfer.TOTAL}")
     print(f"next     {PROGRAM} inspect {out}")

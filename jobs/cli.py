@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
@@ -72,7 +74,12 @@ def checkpoint_of(own: argparse.Namespace) -> str:
 def run_job(program: str, job: Callable[[], int]) -> int:
     """Run a job; a user's mistake (`ValueError`, a missing file, a folder for a file) is one line and exit code 2."""
     try:
-        return job()
+        code = job()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its end
+        return 128 + signal.SIGPIPE
     except (ValueError, FileNotFoundError, PermissionError) as error:
         from hero_platform.credentials import without_credentials
 

@@ -98,7 +98,7 @@ def _job(own: argparse.Namespace) -> int:
     parent = home.run_dir(own.run) if own.run else home.root()
     # a converted checkpoint has no run to lie in, and all of them have step 0
     which = step if own.run else f"{step}-{snapshot.weights_digest(checkpoint)[:8]}"
-    name = own.name or f"{own.corpus}-{own.split}-{which}{_variant(own)}"
+    name = own.name or f"{own.corpus}-{own.split}-{which}{variant(own)}"
     home.check_name("evaluation", name)  # together they may be too long
     folder = files.join(parent, "evaluations", name)
     facts = {"checkpoint": checkpoint, "folder": folder, "corpus": own.corpus, "task": task.kind, "nms": own.nms}
@@ -123,7 +123,7 @@ def _job(own: argparse.Namespace) -> int:
     return 0
 
 
-def _variant(own: argparse.Namespace) -> str:
+def variant(own: argparse.Namespace) -> str:
     """What sets this evaluation apart from the default one: `-nms_0.5-longest_20`. Other settings, other numbers."""
     default = parser().get_default
     given = {name: getattr(own, name) for name in VARIANTS if getattr(own, name) != default(name)}
@@ -159,7 +159,7 @@ def _settings(own: argparse.Namespace, checkpoint: str, task: Task) -> Settings:
 
 def _name(own: argparse.Namespace) -> str:
     """What the run calls this evaluation."""
-    return f"{own.corpus}/{own.split}{f'-{own.name}' if own.name else _variant(own)}"
+    return f"{own.corpus}/{own.split}{f'-{own.name}' if own.name else variant(own)}"
 
 
 def _keep(own: argparse.Namespace, config: RunConfig, folder: str, results: Mapping[str, Any]) -> None:

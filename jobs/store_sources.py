@@ -50,6 +50,11 @@ def add_sources(commands: Any) -> None:
     _add_subtitles(conquer)
     _add_texts(conquer)
 
+    video = _command(commands, "video", "video files, encoded here")
+    video.add_argument("path", metavar="DIR", help="folder or s3:// URL with films, at any depth")
+    _add_films(video)
+    _add_texts(video)
+
     synthetic = _command(commands, "synthetic", "a generated corpus with real structure, no download")
     synthetic.add_argument("--videos", type=_count, default=1000, metavar="N", help="over all splits (default 1000)")
     synthetic.add_argument("--val-videos", type=_count, metavar="N", help="of these (default a tenth)")
@@ -194,6 +199,40 @@ def _add_subtitles(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--subtitles", metavar="PATH", help="a .jsonl file, or a folder with one .srt or .vtt per video"
     )
+
+
+def _add_films(command: argparse.ArgumentParser) -> None:
+    """Flags of the source that decodes films."""
+    command.add_argument(
+        "--encoder", nargs="+", default=[], metavar="NAME",
+        help="efficientnet-lite0 (the default), or vision models of transformers by folder or hub name; several are "
+        "joined in this order",
+    )  # fmt: skip
+    command.add_argument(
+        "--clip-seconds", type=_seconds, default=60.0, metavar="S", help="cut films into clips (default 60, 0: never)"
+    )
+    command.add_argument(
+        "--language", nargs="+", default=["en", "eng"], metavar="TAG", help="subtitles to take (default en eng)"
+    )
+    command.add_argument("--speech", default="", metavar="DIR", help="speech model of transformers, without subtitles")
+    command.add_argument("--ids", choices=["name", "path"], default="name", help="what a film is called by")
+    command.add_argument(
+        "--time-limit", type=_seconds, default=3600.0, metavar="S", help="waiting for one film's decoder (default 3600)"
+    )
+    command.add_argument(
+        "--encoder-workers", type=_positive, default=1, metavar="N", help="encoders at once (default 1)"
+    )
+    command.add_argument(
+        "--encoder-gpus", type=_seconds, default=0.0, metavar="X", help="GPUs of each, such as 0.5 (default 0: a core)"
+    )
+
+
+def _seconds(text: str) -> float:
+    """Parse a number that is not negative, nor infinite."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is negative or no number")
+    return value
 
 
 def _count(text: str) -> int:

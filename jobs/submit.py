@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PROGRAM = program_of("jobs.submit")
 JOBS = ("train", "tune", "build_store", "evaluate")
 VERBS = ("list", "logs", "stop")
+OWN = ("--address", "--detach", "--again", "--retries", "--attach")  # flags that no job has
 Needs = tuple[str, float, float]  # name of a job; CPUs and GPUs of its driver, 0: on the head, its work is elsewhere
 
 
@@ -65,23 +66,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _job(own: argparse.Namespace) -> int:
-    from hero_platform.cluster.access import address_of, connect
+    from hero_platform import home
+    from hero_platform.cluster.access import ClusterError, address_of, connect, in_one_sentence
 
     address = address_of(own.address)
+    job = None
     if own.what in JOBS:
         job, dry = _asked(own)
         if dry:
             return _show(own, job, address)
-        return _submit(own, connect(address), job)
-    from hero_platform import home
+    elif own.what != "list":
+        home.check_name("job", own.attach or own.words[0])
+    try:
+        client = connect(address)
+        with in_one_sentence(address):
+            return _submit(own, client, job) if job else _known(own, client)
+    except ClusterError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+
+
+def _known(own: argparse.Namespace, client: JobSubmissionClient) -> int:
+    """What is asked of jobs that the cluster knows."""
     from hero_platform.cluster.submit import attempts, newest
 
     if own.what == "list":
-        return _list(own, attempts(connect(address)))
-    name = own.attach or own.words[0]
-    home.check_name("job", name)
-    client = connect(address)
-    attempt = newest(client, name)
+        return _list(own, attempts(client))
+    attempt = newest(client, own.attach or own.words[0])
     if own.what == "stop":
         return _stop(own, client, attempt)
     if own.what == "logs":
@@ -106,6 +117,8 @@ def _asked(own: argparse.Namespace) -> tuple[Job, bool]:
                 f"{shown} was given with a credential in it, and a job's words are kept and shown on the cluster: "
                 "set it in the environment of the cluster's nodes"
             )
+        if (flag := word.partition("=")[0]) in OWN:
+            raise ValueError(f"{flag} stands before the job: `{PROGRAM} {flag} ... {own.what} ...`")
     name, cpus, gpus = _KINDS[own.what](own.words)
     home.check_name("job", name)
     taken = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -140,21 +153,36 @@ def _tune(words: list[str]) -> Needs:
 
 
 def _evaluate(words: list[str]) -> Needs:
+    from hero_platform import home
     from jobs import evaluate
 
     own = evaluate.parser().parse_args(words)
-    of = own.run or own.checkpoint.rstrip("/").rsplit("/", 1)[-1]
-    return f"evaluate-{of}-{own.name or f'{own.corpus}-{own.split}'}", float(own.threads), 0.0
+    for what, name in (("run", own.run), ("corpus", own.corpus), ("split", own.split), ("evaluation", own.name)):
+        if name:
+            home.check_name(what, name)
+    *folders, of = [own.run] if own.run else own.checkpoint.rstrip("/").split("/")
+    if len(folders) > 1 and folders[-1] == "checkpoints":  # those of several runs have the same names
+        of = f"{folders[-2]}-{of}"
+    variant = f"{f'-{own.step}' if own.step else ''}{evaluate.variant(own)}"  # others may run at the same time
+    return (
+        f"evaluate-{of}-{own.name or f'{own.corpus}-{own.split}{variant}'}",
+        0.0 if own.workers else float(own.threads),
+        0.0,
+    )
 
 
 def _build_store(words: list[str]) -> Needs:
+    from hero_platform import home
     from jobs import build_store
 
     own = build_store.parser().parse_args(words)
     if own.command == "inspect":
         raise ValueError("build_store inspect only reads: run it here")
-    of = own.name or getattr(own, "feature_set", None) or own.command
-    return f"build_store-{own.corpus}-{of}", 0.0, 0.0
+    home.check_name("corpus", own.corpus)
+    if own.name:
+        home.check_name("store", own.name)
+    of = own.name if own.command != "annotations" else "-".join(filter(None, [own.command, own.split]))
+    return f"build_store-{own.corpus}-{of or own.feature_set or own.command}", 0.0, 0.0
 
 
 _KINDS: dict[str, Callable[[list[str]], Needs]] = {
@@ -225,7 +253,8 @@ def _follow(own: argparse.Namespace, client: JobSubmissionClient, attempt: Attem
         return 1, None
     except KeyboardInterrupt:
         if _wants_stop():
-            return _stop(own, client, attempt), None
+            _stop(own, client, attempt)
+            return 130, None
         print(f"\njob {attempt.name} goes on; {PROGRAM} --attach {attempt.name} follows it", file=sys.stderr)
         return 130, None
     return _ended(own, ended), ended
@@ -243,13 +272,16 @@ def _wants_stop() -> bool:
 
 def _stop(own: argparse.Namespace, client: JobSubmissionClient, attempt: Attempt) -> int:
     from hero_platform.cluster.attach import wait
-    from hero_platform.cluster.submit import stop
+    from hero_platform.cluster.submit import refreshed, stop
 
-    if attempt.over:
-        print(f"job {attempt.name} is over already: {attempt.status.lower()}")
+    now = refreshed(client, attempt)
+    if now.over:
+        print(f"job {attempt.name} is over already: {now.status.lower()}")
         return 0
     stop(client, attempt)
-    print(f"job {attempt.name} was asked to commit and end", file=sys.stderr)
+    pending = now.status == "PENDING"  # Ray tells a job that has not begun only when it does
+    what = "waits for a machine, and ends as soon as it has one" if pending else "was asked to commit and end"
+    print(f"job {attempt.name} {what}", file=sys.stderr)
     _ended(own, wait(client, attempt))
     return 0
 

@@ -14,11 +14,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import urlsplit
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 FORMER_DEFAULT = "password1234"  # of the admin in older MLflows, known to everybody
+ANY = ("host", "host:1", "a.host", "a.host:1")  # names that nobody means, as a client would say them
 SHORTEST = 12  # characters of a password, as MLflow has it
 NEEDED = {
     "MLFLOW_BACKEND_STORE_URI": ("postgresql", "the database of runs, postgresql://USER:PASSWORD@HOST/mlflow"),
@@ -53,9 +55,9 @@ def settings(given: Mapping[str, str]) -> dict[str, str]:
             f"MLFLOW_HOST is {host}, which others reach: set MLFLOW_SERVER_ALLOWED_HOSTS to the names by which "
             "they call this server, such as mlflow.example.org"
         )
-    if "*" in hosts.split(","):
-        raise ValueError("MLFLOW_SERVER_ALLOWED_HOSTS allows every name (*): name those of this server")
-    own = [name for name in hosts.split(",") if name]
+    own = [name.strip() for name in hosts.split(",") if name.strip()]
+    if every := next((name for name in own if any(fnmatchcase(other, name) for other in ANY)), ""):
+        raise ValueError(f"MLFLOW_SERVER_ALLOWED_HOSTS allows every name ({every}): name those of this server")
     return {
         **given,
         "MLFLOW_HOST": host,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hero_model.config import HeroConfig
 from hero_model.nn.embeddings import FrameEmbedding, PositionEmbedding, TextEmbedding
 from hero_model.nn.layers import TransformerStack
-from hero_model.packed.batch import ClipTexts, Layout, TextBatch, VideoBatch
+from hero_model.packed.batch import ClipTexts, Layout, Reads, TextBatch, VideoBatch
 
 
 class CrossModalEncoder(nn.Module):
@@ -27,14 +27,15 @@ class CrossModalEncoder(nn.Module):
         self.layers = TransformerStack(cfg, stack, checkpoint_activations=checkpoint_activations)
         self.pooler = nn.Linear(cfg.hidden_size, cfg.hidden_size)  # never used; official checkpoints hold it
 
-    def forward(self, videos: VideoBatch) -> Tensor:
-        """Encode every segment on its own; returns `[R, D]` in the order of `videos.segments.layout`."""
+    def forward(self, videos: VideoBatch, reads: Reads | None = None) -> Tensor:
+        """Encode every segment on its own; returns `[R, D]` in the order of the layout, or the rows of `reads`."""
         segments = videos.segments
         frames_KD = self.frames(
             videos.frames, videos.frame_mask, segments.frame_index, segments.frame_positions, self.text.type_D
         )
         text_TD = self.text(segments.tokens, segments.token_positions)
-        return self.layers(torch.cat([frames_KD, text_TD]).index_select(0, segments.order), segments.layout)
+        x_RD = torch.cat([frames_KD, text_TD]).index_select(0, segments.order)
+        return self.layers(x_RD, segments.layout, reads)
 
     def encode_text(self, texts: TextBatch) -> Tensor:
         """Encode texts alone; returns `[T, D]`."""

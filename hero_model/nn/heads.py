@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from hero_model.config import HeroConfig
 from hero_model.nn.embeddings import PositionEmbedding
 from hero_model.nn.layers import AttentionBlock, LayerNorm, Mlp, Projection, init_normal
+from hero_model.nn.losses import Scored
+from hero_model.nn.word_loss import word_cross_entropy
 from hero_model.packed.batch import Layout
 
 SCORE_EPS = 1e-5  # floor of the norms in cosine scores (hero.md 1.11)
@@ -35,8 +37,16 @@ class LmHead(nn.Module):
     def forward(self, hidden_MD: Tensor, words_VD: Tensor) -> Tensor:
         """`[M, D]` states to `[M, vocab_size - vocab_pad]` scores."""
         num_words = words_VD.shape[0] - self.vocab_pad
-        x_MD = self.norm(F.gelu(self.dense(hidden_MD)))
-        return F.linear(x_MD, words_VD[:num_words], self.bias[:num_words])
+        return F.linear(self.transform(hidden_MD), words_VD[:num_words], self.bias[:num_words])
+
+    def loss(self, hidden_MD: Tensor, words_VD: Tensor, targets_M: Tensor) -> Scored:
+        """The cross entropy of true ids `[M]` under the scores of `forward`, which are never held all at once."""
+        num_words = words_VD.shape[0] - self.vocab_pad
+        return word_cross_entropy(self.transform(hidden_MD), words_VD, self.bias, targets_M, num_words)
+
+    def transform(self, hidden_MD: Tensor) -> Tensor:
+        """What is compared with words: `[M, D]`."""
+        return self.norm(F.gelu(self.dense(hidden_MD)))
 
 
 class FrameHead(Mlp):

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hero_model.config import EncoderConfig, HeroConfig
 from hero_model.nn.attention import packed_attention
-from hero_model.packed.batch import Layout
+from hero_model.packed.batch import Layout, Reads
 
 OUTER_NORM_EPS = 1e-5  # every LayerNorm outside a transformer layer; HeroConfig.layer_norm_eps inside (hero.md 1.3)
 
@@ -42,14 +42,29 @@ class AttentionBlock(nn.Module):
         self.dropout = nn.Dropout(cfg.dropout)
         self.norm = LayerNorm(cfg.hidden_size, cfg.layer_norm_eps)
 
-    def forward(self, x_RD: Tensor, layout: Layout, *, causal: bool = False) -> Tensor:
-        """`[R, D]` to `[R, D]`, each sequence of `layout` on its own; causal: a row sees itself and earlier rows."""
+    def forward(self, x_RD: Tensor, layout: Layout, reads: Reads | None = None, *, causal: bool = False) -> Tensor:
+        """`[R, D]` to `[R, D]`, each sequence of `layout` on its own; causal: a row sees itself and earlier rows.
+
+        With `reads` only its n rows ask and are computed: `[n, D]`.
+        """
         dropout_p = self.attention_dropout if self.training else 0.0
-        return self.add(packed_attention(*self.project(x_RD), layout, dropout_p, causal=causal), x_RD)
+        if reads is None:
+            return self.add(packed_attention(*self.project(x_RD), layout, dropout_p, causal=causal), x_RD)
+        x_nD = x_RD.index_select(0, reads.rows)
+        qkv = self.project_read(x_nD, x_RD)
+        return self.add(packed_attention(*qkv, reads.layout, dropout_p, memory=layout), x_nD)
 
     def project(self, x_RD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each `[R, H, d]`."""
         q, k, v = self.qkv(x_RD).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
+        return q, k, v
+
+    def project_read(self, x_nD: Tensor, x_RD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries `[n, H, d]` of the rows that are read, keys and values `[R, H, d]` of all."""
+        parts = [x_nD.shape[-1], 2 * x_nD.shape[-1]]
+        (query_weight, weight), (query_bias, bias) = self.qkv.weight.split(parts), self.qkv.bias.split(parts)
+        q = F.linear(x_nD, query_weight, query_bias).unflatten(-1, (self.num_heads, -1))
+        k, v = F.linear(x_RD, weight, bias).unflatten(-1, (2, self.num_heads, -1)).unbind(1)
         return q, k, v
 
     def add(self, context_RHd: Tensor, x_RD: Tensor) -> Tensor:
@@ -68,9 +83,9 @@ class TransformerLayer(nn.Module):
         self.dropout = nn.Dropout(cfg.dropout)
         self.norm = LayerNorm(cfg.hidden_size, cfg.layer_norm_eps)
 
-    def forward(self, x_RD: Tensor, layout: Layout) -> Tensor:
-        """`[R, D]` to `[R, D]`."""
-        return self.feed_forward(self.attention(x_RD, layout))
+    def forward(self, x_RD: Tensor, layout: Layout, reads: Reads | None = None) -> Tensor:
+        """`[R, D]` to `[R, D]`, or to the `[n, D]` rows of `reads`."""
+        return self.feed_forward(self.attention(x_RD, layout, reads))
 
     def feed_forward(self, x_RD: Tensor) -> Tensor:
         """The second half, row by row: `[R, D]` to `[R, D]`."""
@@ -84,13 +99,14 @@ class TransformerStack(nn.ModuleList):
         super().__init__(TransformerLayer(cfg, encoder) for _ in range(encoder.num_layers))
         self.checkpoint_activations = checkpoint_activations
 
-    def forward(self, x_RD: Tensor, layout: Layout) -> Tensor:
-        """`[R, D]` to `[R, D]`."""
-        for layer in self:
+    def forward(self, x_RD: Tensor, layout: Layout, reads: Reads | None = None) -> Tensor:
+        """`[R, D]` to `[R, D]`, or to the `[n, D]` rows of `reads`: earlier layers feed keys and values of all rows."""
+        *earlier, last = self
+        for layer, wanted in (*((layer, None) for layer in earlier), (last, reads)):
             if self.checkpoint_activations and torch.is_grad_enabled():
-                x_RD = checkpoint(layer, x_RD, layout, use_reentrant=False)
+                x_RD = checkpoint(layer, x_RD, layout, wanted, use_reentrant=False)
             else:
-                x_RD = layer(x_RD, layout)
+                x_RD = layer(x_RD, layout, wanted)
         return x_RD
 
 

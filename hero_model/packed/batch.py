@@ -131,15 +131,44 @@ class Layout(Movable):
 
 
 @dataclass(frozen=True)
+class Reads(Movable):
+    """Rows of packed sequences that anything reads: the last layer of an encoder gives these and no others.
+
+    Keys and values still come from every row. A sequence of which nothing is read gives its first row.
+    """
+
+    rows: Tensor  # [n] int64, packed rows, ascending
+    layout: Layout  # as many sequences as are packed, n rows
+    places: Tensor  # [m] int64, which of the n rows each reader takes
+
+    @classmethod
+    def of(cls, wanted: np.ndarray, lengths: np.ndarray) -> Reads:
+        """What it takes to read the packed rows `wanted` (`[m]` ints) of sequences of these lengths (`[N]` ints)."""
+        starts = np.cumsum(lengths) - lengths
+        read = np.zeros(int(np.sum(lengths)), dtype=bool)
+        read[wanted] = True
+        counts = np.diff(np.concatenate([[0], np.cumsum(read)])[np.append(starts, len(read))])
+        read[starts[counts == 0]] = True
+        return cls(
+            rows=torch.from_numpy(np.flatnonzero(read)),
+            layout=Layout.of(np.maximum(counts, 1)),
+            places=torch.from_numpy((np.cumsum(read) - 1)[wanted]),
+        )
+
+
+@dataclass(frozen=True)
 class SegmentBatch(Movable):
-    """The cross-modal encoder's input: per segment its frames, then its text (hero.md 1.6), sorted by length."""
+    """The cross-modal encoder's input: per segment its frames, then its text (hero.md 1.6), sorted by length.
+
+    Segments of one length are sorted by how many of their rows are read, so that attention has long runs there too.
+    """
 
     tokens: Tensor  # [T] int64, with the leading special token, in layout order
     token_positions: Tensor  # [T] int64, from 0 in each segment's text
     frame_index: Tensor  # [K] int64, row of VideoBatch.frames, in layout order
     frame_positions: Tensor  # [K] int64, from 0 in each segment's frames
     order: Tensor  # [R] int64, index into cat([frames K, text T]) for each packed row
-    frame_rows: Tensor  # [K] int64, packed row of each frame
+    frame_reads: Reads  # of the K frames, in layout order: all that tasks on frames read
     layout: Layout  # S sequences, R rows
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hero_model.packed.batch import Layout, SegmentBatch, TextBatch, VideoBatch, VideoRows
+from hero_model.packed.batch import Layout, Reads, SegmentBatch, TextBatch, VideoBatch, VideoRows
 
 LAST_TOKEN_POSITION = 511  # later tokens share it, as in the official collate of every task but MLM (hero.md 1.4)
 
@@ -177,6 +177,7 @@ def pack_videos(
     keep: np.ndarray | None = None,
     frame_mask: np.ndarray | None = None,
     last_position: int | None = LAST_TOKEN_POSITION,
+    read: np.ndarray | None = None,
     flat: bool = False,
 ) -> PackedVideos:
     """Pack videos for the model: each segment is its frames, then `lead`, then its text; segments sorted by length.
@@ -188,10 +189,10 @@ def pack_videos(
         keep: `[S]` bool, segments to pack; None: all. Leave out those whose output nothing reads.
         frame_mask: `[F]` bool, frames to blank (MFM); recorded in the batch.
         last_position: position that all later tokens of a segment share; None: every token has its own (MLM).
+        read: `[N]` bool, tokens whose states a task reads (MLM); None: it reads frames. Only sorts equal lengths.
         flat: for a flat model: a video is one segment (`flatten`), whatever `keep` and `last_position` say.
 
-    Returns:
-        The batch, and the packed row of each token of `texts`.
+    Returns: the batch, and the packed row of each token of `texts`.
     """
     if flat:
         rows, texts, places = flatten(rows, texts, lead)
@@ -200,11 +201,11 @@ def pack_videos(
     segments = np.arange(len(texts.offsets) - 1) if keep is None else np.flatnonzero(keep)
     num_frames = np.diff(rows.segment_frame_offsets)[segments]
     num_tokens = np.diff(texts.offsets)[segments] + 1
-    by_length = np.argsort(num_frames + num_tokens, kind="stable")
+    num_read = num_frames if read is None else _counts(read, texts.offsets)[segments]
+    by_length = np.lexsort((num_read, num_frames + num_tokens))
+    lengths = (num_frames + num_tokens)[by_length]
     segments, num_frames, num_tokens = segments[by_length], num_frames[by_length], num_tokens[by_length]
-    row_starts = offsets_of(num_frames + num_tokens)[:-1]
-    frame_rows, token_rows, order = interleaved(row_starts, num_frames, num_tokens)
-
+    frame_rows, token_rows, order = interleaved(offsets_of(lengths)[:-1], num_frames, num_tokens)
     frame_at = spans(rows.segment_frame_offsets[:-1][segments], num_frames)
     clip_start = rows.frame_offsets[owners(rows.segment_offsets)[segments]]
     frame_index = rows.segment_frames[frame_at] + np.repeat(clip_start, num_frames)
@@ -212,15 +213,14 @@ def pack_videos(
     tokens, is_lead = _with_lead(texts.tokens[token_at], num_tokens, lead)
     text_rows = np.full(len(texts.tokens), -1, dtype=np.int64)
     text_rows[token_at] = token_rows[~is_lead]
-
     batch = SegmentBatch(
         tokens=torch.from_numpy(tokens),
         token_positions=torch.from_numpy(np.clip(spans(np.zeros_like(num_tokens), num_tokens), 0, last_position)),
         frame_index=torch.from_numpy(frame_index),
         frame_positions=torch.from_numpy(spans(np.zeros_like(num_frames), num_frames)),
         order=torch.from_numpy(order),
-        frame_rows=torch.from_numpy(frame_rows),
-        layout=Layout.of(num_frames + num_tokens),
+        frame_reads=Reads.of(frame_rows, lengths),
+        layout=Layout.of(lengths),
     )
     videos = VideoBatch(
         frames=_frames(rows, frame_mask),

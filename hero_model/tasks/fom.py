@@ -110,7 +110,7 @@ class Fom:
 
     def forward(self, hero: Hero, head: nn.Module, batch: FomBatch, at: At) -> TaskOutput:
         """Sum of cross entropies over selected slots, and their accuracy."""
-        fused_FD = hero.fuse(batch.videos, hero.encode_segments(batch.videos))
+        fused_FD = hero.fuse(batch.videos, hero.encode_frames(batch.videos))
         states_FD = hero.encode_clips(fused_FD.index_select(0, batch.sources), batch.videos.clips)
         loss, correct = token_cross_entropy(head(states_FD.index_select(0, batch.slots)), batch.targets)
         count = correct.new_full((), len(batch.targets))

@@ -2,13 +2,13 @@
 
 `prepare` = `cut`, then `draw` (which tokens, explicit), then `assemble` (the batch those decisions make). Give
 `assemble` decisions of your own to run a known case. Only the cross-modal encoder runs, and only the predicted tokens
-reach the head.
+go through the second half of its last layer and the head.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from hero_model.config import HeroConfig, TextIds
 from hero_model.nn.heads import LmHead
-from hero_model.nn.losses import token_cross_entropy
-from hero_model.packed.batch import Examples, Layout, VideoBatch
+from hero_model.packed.batch import Examples, Layout, Reads, VideoBatch
 from hero_model.packed.draw import add_folds, fold, fold_ids
 from hero_model.packed.masking import TokenMask, mask_tokens, token_keys
 from hero_model.packed.pack import Texts, cut, pack_videos, segment_text
@@ -32,7 +31,7 @@ class MlmBatch(TaskBatch):
     """Videos with replaced tokens, and what stood there."""
 
     videos: VideoBatch
-    rows: Tensor  # [M] int64, packed row of each predicted token
+    reads: Reads  # of the M predicted tokens
     targets: Tensor  # [M] int64, its true id
 
 
@@ -85,6 +84,7 @@ class Mlm:
             lead=text.cls,
             keep=np.diff(texts.offsets) > 0,
             last_position=None,
+            read=drawn.chosen,
             flat=self.flat,
         )
         keys, positions = token_keys(rows, texts)
@@ -95,15 +95,14 @@ class Mlm:
             counts={"mlm": int(chosen.sum())},
             fingerprint=add_folds(fold_ids(rows.keys), fold(keys[chosen], positions[chosen], drawn.inputs[chosen])),
             videos=packed.videos,
-            rows=torch.from_numpy(packed.text_rows[chosen]),
+            reads=Reads.of(packed.text_rows[chosen], packed.videos.segments.layout.offsets.diff().numpy()),
             targets=torch.from_numpy(texts.tokens[chosen]),
         )
 
-    def forward(self, hero: Hero, head: nn.Module, batch: MlmBatch, at: At) -> TaskOutput:
+    def forward(self, hero: Hero, head: Any, batch: MlmBatch, at: At) -> TaskOutput:
         """Sum of cross entropies over predicted tokens, and their accuracy."""
-        hidden_RD = hero.encode_segments(batch.videos)
-        scores = head(hidden_RD.index_select(0, batch.rows), hero.words_VD)
-        loss, correct = token_cross_entropy(scores, batch.targets)
+        hidden_MD = hero.encode_segments(batch.videos, batch.reads)
+        loss, correct = head.loss(hidden_MD, hero.words_VD, batch.targets)
         count = correct.new_full((), len(batch.targets))
         return TaskOutput({"mlm": loss}, None, {"accuracy": (correct, count)})
 

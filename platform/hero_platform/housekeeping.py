@@ -27,6 +27,7 @@ from hero_platform.train.lease import file_of, holder, only_one
 from hero_platform.train.records import STARTS, status_of
 from hero_platform.train.snapshot import COMMIT
 from hero_platform.tune.kept import FILE as SWEEP
+from hero_platform.video import work
 
 Kind = Literal["run", "sweep", "store", "cache"]  # in the order in which they go
 KINDS = get_args(Kind)
@@ -196,7 +197,7 @@ def _stores() -> Iterator[Item]:
         if MANIFEST in inside:
             with contextlib.suppress(*_UNREADABLE):
                 digest, state = str(files.read_json(files.join(path, MANIFEST))["digest"]), "finished"
-        elif PLAN in inside:
+        elif PLAN in inside or (name.endswith(work.SUFFIX) and work.SETTINGS in inside):
             state, silent_s = "unfinished", time.time() - max(file.changed_s for file in inside.values())
             if silent_s < caches.SILENT_S:  # a build holds no lease
                 busy = f"may be being built, it changed {duration(silent_s)} ago: finish it, or wait for an hour"

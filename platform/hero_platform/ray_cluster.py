@@ -21,7 +21,13 @@ OBJECT_STORE_BYTES = 200 << 20  # weights and features never pass through it
 
 @contextlib.contextmanager
 def cluster(
-    num_workers: int, *, fewest: int = 0, cpus_each: int = 1, crowded: bool = False, dashboard: bool = True
+    num_workers: int,
+    *,
+    fewest: int = 0,
+    cpus_each: int = 1,
+    gpus_each: float = 0.0,
+    crowded: bool = False,
+    dashboard: bool = True,
 ) -> Iterator[None]:
     """Use the running cluster, or start a local one that leaves nothing behind.
 
@@ -29,6 +35,7 @@ def cluster(
         num_workers: processes that are to run at once.
         fewest: how many of them a running cluster must have room for; 0: all.
         cpus_each: CPUs that each of them takes.
+        gpus_each: GPUs that each of them takes.
         crowded: whether a local cluster may have more workers than this machine has cores.
         dashboard: whether a local cluster has one; without it Ray Train logs an error each second.
 
@@ -38,19 +45,14 @@ def cluster(
     import ray
 
     needed = num_workers * cpus_each
-    least = (fewest or num_workers) * cpus_each
-    each = f" of {cpus_each} threads" if cpus_each > 1 else ""
-    wanted = f"{num_workers} workers{each} need {needed} CPUs"
+    counts = (num_workers, fewest or num_workers)
     if found := joined():
-        available = found.get("CPU", 0)
-        if available < least:
-            more = f" ({least} at least)" if least < needed else ""
-            raise ValueError(f"{wanted}{more}; the Ray cluster has {available:g}")
+        _check_room(counts, "CPU", cpus_each, found.get("CPU", 0), "the Ray cluster")
+        _check_room(counts, "GPU", gpus_each, found.get("GPU", 0), "the Ray cluster")
         yield
         return
-    cores = len(os.sched_getaffinity(0))
-    if not crowded and cores < needed:
-        raise ValueError(f"{wanted}; this machine has {cores}")
+    if not crowded:
+        _check_room((num_workers, num_workers), "CPU", cpus_each, len(os.sched_getaffinity(0)), "this machine")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray").setLevel(logging.ERROR)
     with scratch("hero-ray-") as folder:
@@ -67,9 +69,23 @@ def cluster(
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )
+            _check_room(counts, "GPU", gpus_each, ray.cluster_resources().get("GPU", 0), "this machine")
             yield
         finally:
             ray.shutdown()
+
+
+def _check_room(counts: tuple[int, int], kind: str, each: float, there: float, whose: str) -> None:
+    """Whether there is room for the fewer of `counts` workers of `each` CPUs or GPUs.
+
+    Raises:
+        ValueError: there is not.
+    """
+    most, least = (count * each for count in counts)
+    if there < least:
+        size = f" of {each} threads" if kind == "CPU" and each > 1 else ""
+        more = f" ({least:g} at least)" if least < most else ""
+        raise ValueError(f"{counts[0]} workers{size} need {most:g} {kind}s{more}; {whose} has {there:g}")
 
 
 def joined() -> dict[str, float]:
@@ -88,6 +104,11 @@ def joined() -> dict[str, float]:
         _init(log_to_driver=False)
     resources: dict[str, float] = ray.cluster_resources()
     return resources | {name: max(most, resources.get(name, 0)) for name, most in _may_come().items()}
+
+
+def grows() -> bool:
+    """Whether the running cluster may get machines that are not there yet."""
+    return bool(_may_come())
 
 
 def _may_come() -> dict[str, float]:

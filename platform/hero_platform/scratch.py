@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 Prefix = Literal[
-    "hero-archive-", "hero-artifact-", "hero-index-", "hero-job-", "hero-journal-", "hero-package-",
+    "hero-archive-", "hero-artifact-", "hero-film-", "hero-index-", "hero-job-", "hero-journal-", "hero-package-",
     "hero-ray-", "hero-replay-", "hero-study-", "hero-train-", "hero-tune-", "hero-upload-", "hero-validations-",
 ]  # fmt: skip
 

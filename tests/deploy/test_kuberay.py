@@ -144,6 +144,8 @@ def test_pods(cluster):
         assert template["spec"]["serviceAccountName"] == "hero-ray"
         assert container["resources"]["requests"] == container["resources"]["limits"], name
         assert {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": "120"} in container["env"]
+        waits = {"name": "RAY_JOB_START_TIMEOUT_SECONDS", "value": "7200"}
+        assert (waits in container["env"]) == (container["name"] == "ray-head"), name
         assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (name in GPU)
     for name in GPU:
         market = name.removeprefix("gpu-")

@@ -35,5 +35,6 @@ def test_set_up_and_guarded_as_on_aws(local_file, aws_file):
     head, worker = (local_file[f"{kind}_start_ray_commands"][-1] for kind in ("head", "worker"))
     for command in (head, worker):
         assert "RAY_AUTH_MODE=token RAY_JOB_STOP_WAIT_TIME_S=120" in command
+    assert head.index("RAY_JOB_START_TIMEOUT_SECONDS=7200") < head.index("ray start")
     assert "--dashboard-host=127.0.0.1" in head and "--num-cpus=0" in head
     assert head.index("RAY_enable_autoscaler_v2=0") < head.index("ray start"), "workers would never be started"

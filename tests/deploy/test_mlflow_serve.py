@@ -42,6 +42,8 @@ def serve() -> ModuleType:
         ({"MLFLOW_AUTH_ADMIN_PASSWORD": "secret"}, "MLFLOW_AUTH_ADMIN_PASSWORD is shorter than 12 characters"),
         ({"MLFLOW_HOST": "10.0.0.3"}, "MLFLOW_HOST is 10.0.0.3, which others reach: set MLFLOW_SERVER_ALLOWED_HOSTS"),
         ({"MLFLOW_SERVER_ALLOWED_HOSTS": "a,*"}, "MLFLOW_SERVER_ALLOWED_HOSTS allows every name"),
+        ({"MLFLOW_SERVER_ALLOWED_HOSTS": "a, * "}, "MLFLOW_SERVER_ALLOWED_HOSTS allows every name"),
+        ({"MLFLOW_SERVER_ALLOWED_HOSTS": "a,*:*"}, "MLFLOW_SERVER_ALLOWED_HOSTS allows every name"),
     ],
 )
 def test_what_is_not_safe_is_refused_in_one_sentence(change: dict[str, str], message: str):

@@ -90,7 +90,7 @@ def test_encoders(whole, videos, segment_rows):
     hidden = hero.encode_segments(videos)
     close(hidden[segment_rows(videos, [2, 100, 200, 300, 400])][0, :4], [-0.439518, 2.137104, -0.489647, 1.818936])
     close(hidden[segment_rows(videos, [2, 11, 12, 13])][2, :4], [-1.835609, 1.659187, -1.323894, 1.453671])
-    fused = hero.fuse(videos, hidden)
+    fused = hero.fuse(videos, hero.encode_frames(videos))
     close(fused[0, :4], [1.729672, 2.137104, -0.489647, 1.818936])
     close(fused[5, :4], [0.8558, 0, 0.166287, 0])
     states = hero.encode_clips(fused, videos.clips)
@@ -148,7 +148,7 @@ def test_masked_frames(whole, frames, pack_clips):
 
 
 def test_frame_order(whole, videos):
-    fused = whole.hero.fuse(videos, whole.hero.encode_segments(videos))
+    fused = whole.hero.fuse(videos, whole.hero.encode_frames(videos))
     order = torch.tensor([0, 3, 2, 1, 4, 5, 6, 7, 8, 9])
     moved = torch.empty_like(fused).index_copy(0, order, fused)
     scores = whole.heads["order"](whole.hero.encode_clips(moved, videos.clips))

@@ -64,7 +64,7 @@ def test_segments_do_not_see_each_other(hero, features, pack_clips, segment_rows
 
 
 def test_frames_of_nobody_keep_their_projection(hero, videos):
-    fused = hero.fuse(videos, hero.encode_segments(videos))
+    fused = hero.fuse(videos, hero.encode_frames(videos))
     projected = hero.frame_transform(videos.frames)
     same = (fused == projected).all(dim=1)
     assert same.tolist() == [False, False, True, False, True, False, False, False]
@@ -82,7 +82,7 @@ def test_masks_reach_both_inputs(hero, features, pack_clips):
         hero.cross.frames.mask.rows.weight[0] += torch.linspace(-1, 1, CFG.frame_dim)
     moved = hero.encode_segments(plain) - hero.encode_segments(nothing_masked)
     assert moved.abs().max() > 1e-3
-    hero.fuse(masked, hero.encode_segments(masked)).sum().backward()
+    hero.fuse(masked, hero.encode_frames(masked)).sum().backward()
     for table in (hero.mask.rows.weight, hero.cross.frames.mask.rows.weight):
         assert table.grad[0].abs().max() == 0  # a padding row: it never trains
     assert hero.mask.rows.weight.grad[1].abs().max() > 0
@@ -153,7 +153,7 @@ def test_forward_never_reads_the_device(videos):
 def test_a_batch_without_segments(hero, features, pack_clips):
     videos = pack_clips([(features[:5], [])], lead=SEP)
     assert hero.encode_segments(videos).shape == (0, CFG.hidden_size)
-    assert torch.equal(hero.fuse(videos, hero.encode_segments(videos)), hero.frame_transform(videos.frames))
+    assert torch.equal(hero.fuse(videos, hero.encode_frames(videos)), hero.frame_transform(videos.frames))
 
 
 def test_spans_see_zeros_beyond_their_video():

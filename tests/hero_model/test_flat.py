@@ -144,7 +144,7 @@ def test_masked_words_are_those_of_the_hierarchical_model(random_rows):
     flat, tree = (Mlm(flat=flag, context=0).prepare(examples, AT, TEXT) for flag in (True, False))
     assert flat.targets.tolist() == tree.targets.tolist() and flat.counts == tree.counts
     tokens = torch.cat([torch.full((len(flat.videos.segments.frame_index),), -1), flat.videos.segments.tokens])
-    read = tokens[flat.videos.segments.order][flat.rows]
+    read = tokens[flat.videos.segments.order][flat.reads.rows[flat.reads.places]]
     assert (read == TEXT.mask).float().mean() > 0.5
 
 

@@ -108,7 +108,9 @@ def test_every_segment_is_its_frames_then_lead_then_text(random_rows, seed: int,
     assert sorted(map(str, got)) == sorted(str([(int(x), y, z) for x, y, z in e]) for e in expected)
     assert [len(e) for e in got] == sorted(len(e) for e in expected)
 
-    torch.testing.assert_close(batch.frame_rows, torch.tensor(is_frame).nonzero().squeeze(1), check_dtype=False)
+    torch.testing.assert_close(
+        batch.frame_reads.rows[batch.frame_reads.places], torch.tensor(is_frame).nonzero().squeeze(1), check_dtype=False
+    )
     packed = text_rows >= 0
     assert [source[r] for r in text_rows[packed]] == texts.tokens[packed].tolist()
     if not only_with_frames:

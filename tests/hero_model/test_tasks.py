@@ -188,7 +188,7 @@ def test_mlm_reads_replaced_tokens_and_predicts_true_ones(random_rows):
     batch = task.assemble(examples, drawn, TEXT)
     texts = task.texts(examples)
     segments = batch.videos.segments
-    read = torch.cat([segments.frame_index, segments.tokens])[segments.order][batch.rows]
+    read = torch.cat([segments.frame_index, segments.tokens])[segments.order][batch.reads.rows[batch.reads.places]]
     assert read.tolist() == drawn.inputs[drawn.chosen].tolist()
     assert batch.targets.tolist() == texts.tokens[drawn.chosen].tolist()
     assert segments.layout.num_sequences == (np.diff(texts.offsets) > 0).sum()

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import contextlib
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from hero_platform import ray_cluster
+from hero_platform.infer.on_ray import OnRay
 from hero_platform.ray_cluster import _keep_token_private, cluster, joined
 
 
@@ -53,3 +58,35 @@ def test_what_an_autoscaler_may_add_counts(ray_session, monkeypatch):
     monkeypatch.setenv("HERO_CLUSTER_MAX", "lots")
     with pytest.raises(ValueError, match="HERO_CLUSTER_MAX is 'lots'"):
         joined()
+
+
+@pytest.mark.parametrize(
+    ("room", "settings", "refused"),
+    [
+        ({"CPU": 640.0, "GPU": 48.0}, {"gpus_each": 1.0}, "64 workers need 64 GPUs; the Ray cluster has 48"),
+        (
+            {"CPU": 640.0},
+            {"gpus_each": 0.5, "fewest": 2},
+            "64 workers need 32 GPUs (1 at least); the Ray cluster has 0",
+        ),
+        ({"CPU": 640.0, "GPU": 48.0}, {"gpus_each": 1.0, "fewest": 48}, ""),
+        ({"CPU": 64.0}, {}, ""),
+        ({"CPU": 64.0}, {"cpus_each": 2}, "64 workers of 2 threads need 128 CPUs; the Ray cluster has 64"),
+    ],
+)
+def test_what_can_never_be_there_is_not_waited_for(monkeypatch, room, settings, refused: str):
+    monkeypatch.setattr(ray_cluster, "joined", lambda: room)
+    with pytest.raises(ValueError, match=re.escape(refused)) if refused else contextlib.nullcontext():
+        with cluster(64, **settings):
+            pass
+
+
+def test_a_search_waits_for_the_machines_of_its_workers(monkeypatch):
+    """Where an autoscaler may bring them; elsewhere a cluster that has no room is busy."""
+    waited = []
+    monkeypatch.setattr(OnRay, "_get", lambda self, reference, number, timeout_s=None: waited.append(timeout_s))
+    team = OnRay([SimpleNamespace(start=SimpleNamespace(remote=lambda *told: None))], None, show=False)
+    for most in ("", "CPU=640,GPU=48"):
+        monkeypatch.setenv("HERO_CLUSTER_MAX", most)
+        team.start()
+    assert waited == [300.0, 7200.0]

@@ -21,7 +21,7 @@ from hero_platform.store.manifest import Manifest
 from hero_platform.store.reader import FeatureStore
 from jobs import clean, train
 
-pytestmark = [pytest.mark.s3, pytest.mark.slow]
+pytestmark = pytest.mark.s3
 
 WORDS = ["pretrain_synthetic", "--model", "debug", "--batch", "8", "--tracking.kind", "none"]
 WORDS += ["--evaluation.every", "3", "--evaluation.limit", "8", "--checkpoint.every", "3"]
@@ -42,6 +42,7 @@ def record(folder: str) -> dict[tuple[int, str], float]:
 
 
 @pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.slow
 def test_a_run_on_s3_is_bit_equal_to_one_on_a_disk(
     root: str, tiny_store: str, hero_home: Path, fits: bool, monkeypatch, tmp_path: Path, caplog
 ):
@@ -74,6 +75,7 @@ def test_a_run_on_s3_is_bit_equal_to_one_on_a_disk(
     assert (len(held) == len(manifest.shards)) is fits
 
 
+@pytest.mark.slow
 def test_large_files_go_in_parts_and_all_of_it_is_counted(root: str, tmp_path: Path):
     local, url = tmp_path / "big", f"{root}/big"
     local.write_bytes(os.urandom(BIG))
@@ -91,6 +93,7 @@ def test_large_files_go_in_parts_and_all_of_it_is_counted(root: str, tmp_path: P
     files.remove(url)
 
 
+@pytest.mark.slow
 def test_an_object_that_is_too_short_or_gone_is_named(root: str, tmp_path: Path):
     store = FeatureStore.open(f"{root}/stores/synthetic/tiny", ShardCache(tmp_path))
     url, sha256, num_bytes = store._place(0)
@@ -117,6 +120,7 @@ files.copy_file(*sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_what_a_killed_upload_left_is_listed_and_removed(root: str, tmp_path: Path, monkeypatch, capsys):
     local, url = tmp_path / "big", f"{root}/runs/cut/big"
     local.write_bytes(bytes(BIG * 3))
@@ -142,6 +146,7 @@ def test_what_a_killed_upload_left_is_listed_and_removed(root: str, tmp_path: Pa
 
 
 @pytest.mark.ray
+@pytest.mark.chaos
 def test_a_sweep_whole_on_s3(root: str, tracking_database: Path, tmp_path: Path, monkeypatch):
     """Trials, checkpoints and the record of the sweep there; the study in a database, the tracker named."""
     environment = {**os.environ, "HERO_HOME": root, "RAY_AUTH_MODE": "disabled"}
@@ -171,6 +176,7 @@ def test_a_sweep_whole_on_s3(root: str, tracking_database: Path, tmp_path: Path,
     assert not (tmp_path / "outputs").exists(), "nothing of it is here"
 
 
+@pytest.mark.slow
 def test_reading_ahead_has_all_shards_here_before_the_steps_that_want_them(root: str, tmp_path: Path):
     store = FeatureStore.open(f"{root}/stores/synthetic/tiny", ShardCache(tmp_path))
 

@@ -53,6 +53,7 @@ def test_help_and_flag_errors_import_nothing_heavy(argv, code):
 def test_a_worker_imports_no_torch():
     """A build worker holds a shard, not a model: torch would add 300 MB to each."""
     modules = "hero_platform.store.build, hero_platform.sources.lmdb, hero_platform.sources.npz"
+    modules += ", hero_platform.sources.video, hero_platform.video.speech"
     code = f"import sys, {modules}, hero_platform.sources.synthetic; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -211,6 +211,19 @@ def test_a_store_that_is_being_built_stays_for_a_while(root: Path, cleaned):
     assert code == 0 and facts["deleted"] and files.listdir(root / "stores" / "synthetic") == ["tiny"]
 
 
+def test_what_is_being_extracted_from_films_stays_for_a_while(hero_home: Path):
+    from hero_platform import housekeeping
+
+    settings = hero_home / "stores" / "mine" / "lite.extracted" / "settings.json"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("{}")
+    (item,) = housekeeping._stores()
+    assert (item.name, item.state) == ("mine/lite.extracted", "unfinished") and "may be being built" in item.busy
+    os.utime(settings, (0, 0))
+    (item,) = housekeeping._stores()
+    assert item.state == "unfinished" and not item.busy
+
+
 def test_caches_lose_what_nobody_uses(root: Path, cleaned, tmp_path: Path, monkeypatch):
     from hero_platform.store.cache import ShardCache
     from hero_platform.tracking.journal import Journal

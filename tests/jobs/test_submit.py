@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,14 +26,16 @@ def token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def answering(status: int, body: bytes) -> Iterator[str]:
-    """A server that is no Ray of ours."""
+def answering(status: int, body: bytes, then: tuple[int, bytes] | None = None) -> Iterator[str]:
+    """A server that is no Ray of ours: what it says, and `then` of jobs to those who have the token."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(status)
+            told = self.headers.get("Authorization") == f"Bearer {'t' * 64}"
+            code, text = then if then and told and "/jobs" in self.path else (status, body)
+            self.send_response(code)
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(text)
 
         def log_message(self, *given: object) -> None:
             pass
@@ -56,8 +61,11 @@ def dry(tmp_path: Path, *words: str) -> dict:
         ("tune finetune_tvr --space lr_and_warmup --name s", "s", 0),
         ("evaluate --run r --corpus tvr --split val", "evaluate-r-tvr-val", 1),
         ("evaluate --checkpoint a/step_00000010/ --corpus tvr --split val", "evaluate-step_00000010-tvr-val", 1),
+        ("evaluate --run r --corpus tvr --split val --step last --nms 0.5", "evaluate-r-tvr-val-last-nms_0.5", 1),
+        ("evaluate --run r --corpus tvr --split val --workers 9 --threads 2", "evaluate-r-tvr-val", 0),
+        ("evaluate --checkpoint h/r/checkpoints/step_1 --corpus c --split val", "evaluate-r-step_1-c-val", 1),
         ("build_store synthetic --corpus c --name x", "build_store-c-x", 0),
-        ("build_store annotations --corpus tvr --split val f.jsonl", "build_store-tvr-annotations", 0),
+        ("build_store annotations --corpus tvr --split val f.jsonl", "build_store-tvr-annotations-val", 0),
     ],
 )
 def test_a_job_has_the_name_of_its_run(tmp_path, words: str, name: str, cpus: float):
@@ -108,6 +116,14 @@ def test_flags_that_do_not_go_together(capsys, words, sentence):
         (["train", "pretrain_tvv"], "there is no recipe 'pretrain_tvv': did you mean pretrain_tv?"),
         (["train", "pretrain_tv", "--optim.lrr", "1"], "--optim.lrr"),
         (["train", "pretrain_tv", "--name", "../x"], "job name '../x' may only hold"),
+        (
+            ["train", "pretrain_tv", "--detach"],
+            "--detach stands before the job: `python -m jobs.submit --detach ... train",
+        ),
+        (
+            ["--address", "http://u:hidden-word@h:1", "train", "pretrain_tv", "--dry-run"],
+            "--address http://h:1 was given",
+        ),
         (["build_store", "inspect", "x"], "inspect only reads: run it here"),
         (
             ["tune", "finetune_tvr", "--space", "lr_and_warmup", "--storage", "postgresql://u:hidden-word@h/db"],
@@ -151,3 +167,32 @@ def test_without_a_token_nothing_is_asked(capsys, monkeypatch, tmp_path):
         with answering(500, b"") as address:
             assert submit.main(["--address", address, "list"]) == 2
         assert f"there is no token in {tmp_path}/token: copy the cluster's there" in capsys.readouterr().err
+    (tmp_path / "token").write_text("half of\nit")
+    assert submit.main(["list"]) == 2 and f"what {tmp_path}/token holds is no token" in capsys.readouterr().err
+
+
+def test_a_server_that_fails_in_the_middle_is_one_sentence():
+    """In a process of its own: Ray reads RAY_AUTH_MODE at its import, and an empty one would send no token."""
+    import ray
+
+    body = json.dumps({"version": "4", "ray_version": ray.__version__}).encode()
+    with answering(200, body, then=(500, b"Traceback\n  here\nValueError: no such thing\n")) as address:
+        command = [sys.executable, "-m", "jobs.submit", "--address", address, "list"]
+        ended = subprocess.run(command, env={**os.environ, "RAY_AUTH_MODE": ""}, capture_output=True, text=True)
+    assert ended.returncode == 1 and len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert f"the job server at {address} failed: Request failed with status code 500" in ended.stderr
+    assert "no such thing" in ended.stderr
+
+
+@pytest.mark.parametrize("variable", ["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"])
+def test_the_cluster_that_was_looked_at_is_the_one_that_gets_the_job(monkeypatch, variable):
+    """Ray's own client follows these variables even when it is given an address."""
+    import ray
+
+    from hero_platform.cluster.access import address_of, connect
+
+    body = json.dumps({"version": "4", "ray_version": ray.__version__}).encode()
+    with answering(200, body) as named, answering(200, body) as other:
+        monkeypatch.setenv(variable, other)
+        assert connect(address_of(named)).get_address() == named
+        assert os.environ[variable] == other

@@ -232,8 +232,7 @@ def outputs(model: MultiTaskHero, task: Task, batch: TaskBatch) -> Outputs:
     """The model's outputs under golden names; clip rows stay packed, `[F, ...]` or `[Q, F]`."""
     hero, head = model.hero, model.heads[task.head_name]
     if isinstance(task, Mlm):
-        hidden = hero.encode_segments(batch.videos)
-        return {"scores": head(hidden[batch.rows], hero.words_VD)}
+        return {"scores": head(hero.encode_segments(batch.videos, batch.reads), hero.words_VD)}
     if isinstance(task, VideoQa):
         said = task.answer(hero, head, batch)
         return {"logits": said.scores_N.view(batch.answers.num_sequences, -1), "st_ed_head": said.spans_P2}
@@ -248,7 +247,7 @@ def outputs(model: MultiTaskHero, task: Task, batch: TaskBatch) -> Outputs:
         }
     if isinstance(task, Entailment):
         return {"logits": task.judge(hero, head, batch).unsqueeze(-1)}
-    fused = hero.fuse(batch.videos, hero.encode_segments(batch.videos))
+    fused = hero.fuse(batch.videos, hero.encode_frames(batch.videos))
     out = {"frame_embeddings_no_clip": fused}
     if isinstance(task, Fom):
         return out | {"scores": head(hero.encode_clips(fused[batch.sources], batch.videos.clips))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import os
 import re
 import subprocess
 import sys
@@ -91,6 +92,7 @@ IMPORTERS = {  # only these files import it, as docs/architecture.md says
         *("store/build.py", "store/reader.py", "ray_cluster.py", "train/on_ray.py", "infer/on_ray.py"),
         "serving/on_ray.py",
         *("tune/asha.py", "tune/searcher.py", "tune/sweep.py", "tune/trial.py", "cluster/access.py"),
+        *("video/extract.py", "video/speech.py"),
     },
     "optuna": {"tune/study.py", "tune/asha.py", "tune/pictures.py"},
     "mlflow": {"tracking/mlflow_calls.py"},
@@ -102,9 +104,10 @@ IMPORTERS = {  # only these files import it, as docs/architecture.md says
     "tyro": {"config_io.py"},
     "pydantic": {"config_io.py", "serving/schema.py"},
     "fastapi": {"serving/app.py", "serving/on_ray.py"},
-    "av": {"infer/films.py", "sources/synthetic_films.py"},
+    "av": {"infer/films.py", "sources/synthetic_films.py", "video/child.py", "video/decode.py"},
     "tokenizers": {"hero_model/text.py"},
-    "transformers": set(),
+    "transformers": {"video/speech.py", "video/transformers_models.py"},
+    "huggingface_hub": {"video/transformers_models.py"},
     "safetensors": {"hero_model/official.py", "hero_model/retriever.py", "train/convert.py", "train/snapshot.py"},
     "pickle": set(),
 }
@@ -174,3 +177,23 @@ def test_help_imports_nothing_heavy(job: str):
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
+
+
+def test_the_step_benchmark_runs_on_a_bare_machine():
+    """`benchmarks.step` goes to GPU machines that have torch and NumPy and nothing else of ours."""
+    program = (
+        "import sys\n"
+        "import benchmarks.step\n"
+        "others = {'ray', 'mlflow', 'pyarrow', 'psutil', 'matplotlib', 'transformers', 'tokenizers', 'safetensors',\n"
+        "          'pydantic', 'tyro', 'fsspec', 'optuna', 'requests', 'msgpack', 'lmdb'} & set(sys.modules)\n"
+        "assert not others, others\n"
+    )
+    path = os.pathsep.join([str(ROOT), str(ROOT / "platform")])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stderr

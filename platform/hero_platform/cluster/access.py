@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,17 +18,24 @@ if TYPE_CHECKING:
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 TIMEOUT_S = 10.0
+_TOKEN = re.compile(r"[!-~]+")  # what an HTTP header can carry
+
+
+class ClusterError(Exception):
+    """The job server does not do what it was asked for, in one sentence."""
 
 
 def address_of(given: str) -> str:
     """Where the job server is: what a flag says, else `RAY_API_SERVER_ADDRESS`, else a tunnel to this machine.
 
     Raises:
-        ValueError: it is no HTTP address.
+        ValueError: it is no HTTP address, or has a user or a password in it.
     """
     address = (given or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS).rstrip("/")
     if not address.startswith(("http://", "https://")):
         raise ValueError(f"--address {address}: the address of a job server is http://HOST:PORT, port 8265 mostly")
+    if (shown := without_credentials(address)) != address:
+        raise ValueError(f"--address {shown} was given with a credential in it: a job server takes its token only")
     return address
 
 
@@ -33,16 +43,18 @@ def token() -> str:
     """The cluster's token, where Ray looks for it; empty: authentication is switched off on purpose.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or what is there cannot be one.
     """
-    if os.environ.get("RAY_AUTH_MODE") == "disabled":
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
         return ""
-    if given := os.environ.get("RAY_AUTH_TOKEN", "").strip():
-        return given
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
-    kept = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    where, kept = "RAY_AUTH_TOKEN", os.environ.get("RAY_AUTH_TOKEN", "").strip()
+    if not kept:
+        where, kept = str(path), path.read_text(encoding="latin-1").strip() if path.is_file() else ""
     if not kept:
         raise ValueError(f"there is no token in {path}: copy the cluster's there (chmod 600), or set RAY_AUTH_TOKEN")
+    if not _TOKEN.fullmatch(kept):
+        raise ValueError(f"what {where} holds is no token, which has no spaces and no special letters: copy it again")
     return kept
 
 
@@ -51,13 +63,51 @@ def connect(address: str) -> JobSubmissionClient:
 
     Raises:
         ValueError: and what to do.
+        ClusterError: it fails just then.
     """
     secret = token()
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's client sends no token otherwise; read when Ray is imported
+    if not os.environ.get("RAY_AUTH_MODE"):
+        os.environ["RAY_AUTH_MODE"] = "token"  # Ray's client sends no token otherwise; read when Ray is imported
     _check(address, secret)
     from ray.job_submission import JobSubmissionClient
 
-    return JobSubmissionClient(address)
+    with in_one_sentence(address), _preferred(address):
+        return JobSubmissionClient(address)
+
+
+@contextlib.contextmanager
+def _preferred(address: str) -> Iterator[None]:
+    """Ray's client goes where `RAY_API_SERVER_ADDRESS`, else `RAY_ADDRESS`, says, whatever address it is given."""
+    name = "RAY_API_SERVER_ADDRESS"
+    before = os.environ.get(name)
+    os.environ[name] = address
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+@contextlib.contextmanager
+def in_one_sentence(address: str) -> Iterator[None]:
+    """What Ray's client raises in here when the job server fails, or goes away, becomes one sentence.
+
+    Raises:
+        ClusterError: that.
+    """
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except BrokenPipeError:  # whoever reads our output has gone, and not the job server
+        raise
+    except (RayError, RuntimeError, ConnectionError, requests.RequestException) as error:
+        if type(error) is RuntimeError and not str(error).startswith("Request failed"):
+            raise  # a defect of ours
+        lines = [line for line in str(error).splitlines() if re.search(r"\w", line)]
+        text = " ... ".join(dict.fromkeys([lines[0], lines[-1].strip()])) if lines else type(error).__name__
+        raise ClusterError(f"the job server at {address} failed: {without_credentials(text)}") from error
 
 
 def _check(address: str, secret: str) -> None:

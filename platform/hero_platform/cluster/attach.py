@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, TextIO
 
 import aiohttp
 
-from hero_platform.cluster.driver import is_lost
 from hero_platform.cluster.submit import Attempt, refreshed
 from hero_platform.telemetry import duration
 
@@ -18,6 +17,20 @@ if TYPE_CHECKING:
 
 AGAIN_AFTER_S = 2.0
 GIVE_UP_S = 600.0
+OUTPUT_TRIES = 3  # in a row that showed nothing, after the end of an attempt
+FAILURES = (
+    OSError,
+    RuntimeError,
+    aiohttp.ClientError,
+)  # of a connection; RuntimeError: of the job server
+NEVER_BEGAN = frozenset(
+    {
+        "RUNTIME_ENV_SETUP_FAILURE",
+        "JOB_SUPERVISOR_ACTOR_START_TIMEOUT",
+        "JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE",
+        "JOB_ENTRYPOINT_COMMAND_START_ERROR",
+    }
+)
 
 
 class LostConnectionError(Exception):
@@ -27,17 +40,19 @@ class LostConnectionError(Exception):
 def follow(client: JobSubmissionClient, attempt: Attempt, out: TextIO | None = None) -> Attempt:
     """Show an attempt's output until it is over; returns how it ended.
 
-    Where the connection breaks, it goes on behind the last character that was shown.
+    Where the connection breaks, it goes on behind the last character that was shown. Output that went with
+    its node is given up once the attempt is over.
 
     Raises:
         LostConnectionError: the cluster has not answered for `GIVE_UP_S`.
         KeyboardInterrupt: Ctrl-C came; the job goes on.
+        BrokenPipeError: nobody reads what is shown any more; the job goes on.
     """
     stream = out or sys.stdout
-    shown, silent_since, said = 0, time.monotonic(), False
+    shown, silent_since, said, in_vain = 0, time.monotonic(), False, 0
 
     async def show() -> None:
-        nonlocal shown, silent_since, said
+        nonlocal shown, silent_since, said, in_vain
         seen = 0
         async for text in client.tail_job_logs(attempt.id):
             silent_since, said = time.monotonic(), False
@@ -46,23 +61,33 @@ def follow(client: JobSubmissionClient, attempt: Attempt, out: TextIO | None = N
             if new:
                 stream.write(new)
                 stream.flush()
-                shown = seen
+                shown, in_vain = seen, 0
 
     while True:
+        broken: Exception | None = None
         try:
             asyncio.run(show())
+        except BrokenPipeError:  # whoever reads our output has gone; what a connection raises is of another type
+            raise
+        except FAILURES as error:  # also where the server is well, and the node that has the output is gone
+            broken = error
+            in_vain += 1
+        try:
             now = refreshed(client, attempt)
             silent_since = time.monotonic()
-            if now.over:
+            if now.over and (not broken or in_vain >= OUTPUT_TRIES):
+                if broken:
+                    print(f"the rest of the output of {attempt.name} is gone with its node", file=sys.stderr)
                 return now
-        except (OSError, RuntimeError, aiohttp.ClientError) as error:  # RuntimeError: the job server itself
-            if time.monotonic() - silent_since > GIVE_UP_S:
-                raise LostConnectionError(
-                    f"the cluster has not answered for {duration(GIVE_UP_S)} ({type(error).__name__})"
-                ) from error
-            if not said:
-                said = True
-                print(f"the connection to {attempt.name} is lost; trying again", file=sys.stderr)
+        except FAILURES as error:
+            broken = error
+        if broken and time.monotonic() - silent_since > GIVE_UP_S:
+            raise LostConnectionError(
+                f"the cluster has not answered for {duration(GIVE_UP_S)} ({type(broken).__name__})"
+            ) from broken
+        if broken and not said:
+            said = True
+            print(f"the connection to {attempt.name} is lost; trying again", file=sys.stderr)
         time.sleep(AGAIN_AFTER_S)
 
 
@@ -83,5 +108,10 @@ def exit_code(attempt: Attempt) -> int:
 
 
 def went_with_its_node(attempt: Attempt) -> bool:
-    """Whether an attempt failed because it was lost, and not by itself."""
-    return attempt.status == "FAILED" and is_lost(attempt.exit_code)
+    """Whether an attempt failed because what watches the job was lost, and not by itself.
+
+    A driver that was lost too often ends with 128 and more: its retries are spent, and another attempt has no others.
+    """
+    if attempt.status != "FAILED" or attempt.error in NEVER_BEGAN:
+        return False
+    return attempt.exit_code is None or attempt.exit_code < 0

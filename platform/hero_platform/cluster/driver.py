@@ -37,23 +37,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, retries, dashes, module, *words = sys.argv[1:] if argv is None else argv
     assert dashes == "--"
     folder = home.job_dir(name)
-    files.makedirs(folder)
-    began = time.time()
-    result = files.join(folder, RESULT_FILE)
-    files.remove(result)  # of an earlier start
-    facts = {"name": name, "job": [module, *words], "started": began, "retries": int(retries)}
-    files.write_json(files.join(folder, FACTS_FILE), facts)
+    result, kept = files.join(folder, RESULT_FILE), files.join(folder, FACTS_FILE)
+    facts = {"name": name, "job": [module, *words], "started": time.time(), "retries": int(retries)}
+    try:
+        files.makedirs(folder)
+        files.remove(result)  # of an earlier start
+        files.write_json(kept, facts)
+    except (OSError, ValueError) as error:
+        logger.error("nothing can be kept in %s, so the job is not started: %s", folder, error)
+        return 1
     asked = [sys.executable, "-m", module, *words, "--json", result]
     with scratch("hero-job-") as place, _kept(f"{place}/{LOG_FILE}", _log_of(folder)) as log:
         code, starts = _run(asked, int(retries), log)
         facts |= {"ended": time.time(), "exit_code": code, "starts": starts}
-        files.write_json(files.join(folder, FACTS_FILE), facts)
+        try:
+            files.write_json(kept, facts)
+        except OSError as error:  # the job has ended as it has, whatever became of the storage
+            logger.error("how the job ended cannot be kept in %s: %s", kept, error)
     return code
 
 
-def is_lost(code: int | None) -> bool:
+def is_lost(code: int) -> bool:
     """Whether an exit code says that a process was killed, and did not end by itself."""
-    return code is None or code < 0 or (code > 128 and code not in (128 + signal.SIGINT, 128 + signal.SIGTERM))
+    return code < 0 or (code > 128 and code not in (128 + signal.SIGINT, 128 + signal.SIGTERM))
 
 
 def _run(asked: Sequence[str], retries: int, log: str) -> tuple[int, int]:
@@ -66,7 +72,7 @@ def _run(asked: Sequence[str], retries: int, log: str) -> tuple[int, int]:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     for start in range(1, retries + 2):
-        code = _once(asked, log)
+        code = _once(asked, log, stopped)
         if stopped.is_set() or not is_lost(code):
             return (130 if stopped.is_set() and code else code), start
         logger.warning("the job was lost (%s)", signal.Signals(-code).name if code < 0 else f"exit code {code}")
@@ -75,7 +81,7 @@ def _run(asked: Sequence[str], retries: int, log: str) -> tuple[int, int]:
     return 128 - code if code < 0 else code, start
 
 
-def _once(asked: Sequence[str], log: str) -> int:
+def _once(asked: Sequence[str], log: str, stopped: threading.Event) -> int:
     """Run the job once; what it says goes to the log, and from there to this process' output."""
     parent = os.getpid()
 
@@ -88,6 +94,8 @@ def _once(asked: Sequence[str], log: str) -> int:
     with open(log, "ab") as into, open(log, "rb") as shown:  # a file, since a pipe would break when this process dies
         shown.seek(0, os.SEEK_END)
         child = subprocess.Popen(asked, stdout=into, stderr=subprocess.STDOUT, preexec_fn=with_me)
+        if stopped.is_set():  # the signal came before there was a child
+            child.terminate()
         code = None
         while code is None:
             with contextlib.suppress(subprocess.TimeoutExpired):

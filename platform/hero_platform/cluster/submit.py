@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 NAME, ATTEMPT, WORDS, SUBMITTER = "hero_name", "hero_attempt", "hero_words", "hero_submitter"  # metadata of a Ray job
+HOME = "hero_home"
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -60,6 +61,8 @@ class Attempt:
     exit_code: int | None
     started_ms: int
     ended_ms: int | None
+    error: str = ""  # what kind of failure Ray calls it
+    home: str = ""  # where its outputs go
 
     @property
     def over(self) -> bool:
@@ -117,7 +120,8 @@ def submit(client: JobSubmissionClient, job: Job, *, again: bool = False) -> Sub
                 entrypoint=job.entrypoint,
                 submission_id=f"{job.name}-a{number}",
                 metadata={
-                    NAME: job.name, ATTEMPT: str(number), WORDS: job.asked(), SUBMITTER: origin["submitter"]
+                    NAME: job.name, ATTEMPT: str(number), WORDS: job.asked(), SUBMITTER: origin["submitter"],
+                    HOME: home.root(),
                 },
                 runtime_env={"working_dir": place, "env_vars": environment()},
                 entrypoint_num_cpus=job.cpus or None,
@@ -133,10 +137,15 @@ def submit(client: JobSubmissionClient, job: Job, *, again: bool = False) -> Sub
 
 def _taken(last: Attempt, job: Job, again: bool) -> Submitted | None:
     """The attempt that makes another one needless."""
-    same = last.asked == job.asked()
+    words, place = last.asked == job.asked(), last.home == home.root()
+    same = words and place  # a run of another HERO_HOME is another run
     if not last.over:
-        other = f"it has other arguments, and yours are not used: {shlex.join(json.loads(last.asked))}"
-        return Submitted(last, "running", () if same else (other,))
+        notes = []
+        if not words:
+            notes.append(f"it has other arguments, and yours are not used: {shlex.join(json.loads(last.asked))}")
+        if not place:
+            notes.append(f"it writes to {last.home} and not to your HERO_HOME: give your job another --name")
+        return Submitted(last, "running", tuple(notes))
     return Submitted(last, "finished") if last.status == "SUCCEEDED" and same and not again else None
 
 
@@ -181,4 +190,6 @@ def _attempt(details: JobDetails) -> Attempt:
         exit_code=details.driver_exit_code,
         started_ms=details.start_time or 0,
         ended_ms=details.end_time,
+        error=details.error_type or "",
+        home=kept.get(HOME, ""),
     )

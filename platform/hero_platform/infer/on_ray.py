@@ -20,12 +20,13 @@ from hero_model.tasks import MomentRetrieval, VideoRetrieval
 from hero_platform import files
 from hero_platform.infer.embed import UNIT_VIDEOS
 from hero_platform.infer.search import Part, Request, progress
-from hero_platform.ray_cluster import cluster, joined
+from hero_platform.ray_cluster import cluster, grows, joined
 from hero_platform.store.reader import FeatureStore
 from hero_platform.store.table import AnnotationTable
 from hero_platform.train.failure import last_line
 
 START_TIMEOUT_S = 300.0  # a worker that is not there by then found no place in a busy cluster
+MACHINE_TIMEOUT_S = 7200.0  # nor by then, where its machine has to come first
 
 
 class SearchFailed(RuntimeError):
@@ -127,8 +128,9 @@ class OnRay:
         """
         count = len(self._members)
         begun = [member.start.remote(*told, number, count) for number, member in enumerate(self._members)]
+        timeout_s = MACHINE_TIMEOUT_S if grows() else START_TIMEOUT_S
         for number, reference in enumerate(begun):
-            self._get(reference, number, timeout_s=START_TIMEOUT_S)
+            self._get(reference, number, timeout_s=timeout_s)
 
     def _get(self, reference: Any, number: int, timeout_s: float | None = None) -> Any:
         import ray

@@ -1,20 +1,23 @@
 """The service on Ray Serve: replicas that search, and one that has the site and passes questions on to them.
 
-A new checkpoint comes to replicas as their `user_config`: each reads it in the background, beside the one it answers
-with, then changes over, so no request waits for it or fails. (Serve sends a replica no requests while it configures it,
-so that takes no time but at the start.)
+A new checkpoint is a word of an actor that replicas ask every second: each reads it in the background, beside the one
+it answers with, then changes over, so no request waits for it or fails. Serve's own ways do not give that: `serve.run`
+once more replaces replicas, and a replica gets no requests while Serve configures it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import ray
 import torch
 from fastapi import FastAPI
 from ray import serve
@@ -32,7 +35,7 @@ NAME = "hero-search"
 BATCH = 16  # questions that a replica searches at once, at most
 WAIT_S = 0.005  # that a question waits for others
 CHANGE_S = 120.0  # that replicas may take to read another checkpoint
-SURE = 8  # times that each replica says which one it has, on average
+LOOK_S = 1.0  # how often a replica asks which one it is to have
 
 
 @dataclass(frozen=True)
@@ -49,26 +52,58 @@ class Service:
     threads: int  # of each replica
 
 
+class Said(NamedTuple):
+    """What a replica has."""
+
+    checkpoint: str
+    refused: str = ""  # a checkpoint that it could not read ...
+    problem: str = ""  # ... and why
+
+
+class Choice:
+    """An actor: which checkpoint replicas are to answer with, and which each has."""
+
+    def __init__(self, checkpoint: str) -> None:
+        self._wanted = checkpoint
+        self._said: dict[str, tuple[float, Said]] = {}
+
+    def look(self, replica: str, said: Said) -> str:
+        """Hear what one has; returns what is wanted."""
+        self._said[replica] = (time.monotonic(), said)
+        return self._wanted
+
+    def want(self, checkpoint: str) -> None:
+        """Change over to this one."""
+        self._wanted = checkpoint
+
+    def said(self) -> list[Said]:
+        """What those who live have."""
+        recent = time.monotonic() - 5 * LOOK_S
+        return [said for seen, said in self._said.values() if seen > recent]
+
+
 class Replica:
     """Searches; several questions at once."""
 
-    def __init__(self, store: str, vocabulary: str | None, threads: int) -> None:
+    def __init__(self, store: str, vocabulary: str | None, threads: int, choice: Any) -> None:
         torch.set_num_threads(threads)
-        self._store, self._vocabulary = store, vocabulary
-        self._searcher: Searcher | None = None
+        self._store, self._vocabulary, self._choice, self._name = store, vocabulary, choice, uuid.uuid4().hex
+        self._searcher = self._opened(ray.get(choice.look.remote(self._name, Said(""))))
+        threading.Thread(target=self._follow, daemon=True).start()
 
-    async def reconfigure(self, config: dict[str, str]) -> None:
-        """Answer with this checkpoint: at the start from now on, later as soon as it is read."""
-        self._wanted = config["checkpoint"]
-        if self._searcher is None:
-            self._searcher = await asyncio.to_thread(self._opened, self._wanted)
-        else:
-            self._change = asyncio.create_task(self._change_over(self._wanted))  # kept, or it might be collected
-
-    async def _change_over(self, checkpoint: str) -> None:
-        opened = await asyncio.to_thread(self._opened, checkpoint)
-        if checkpoint == self._wanted:  # no other came meanwhile
-            self._searcher = opened
+    def _follow(self) -> None:
+        """Change over when another checkpoint is wanted; one that cannot be read changes nothing."""
+        said = Said(self._searcher.checkpoint)
+        while True:
+            wanted = ray.get(self._choice.look.remote(self._name, said))
+            if wanted in (said.checkpoint, said.refused):
+                time.sleep(LOOK_S)
+                continue
+            try:
+                self._searcher = self._opened(wanted)
+                said = Said(wanted)
+            except (ValueError, OSError) as error:
+                said = Said(said.checkpoint, wanted, str(error))
 
     def _opened(self, checkpoint: str) -> Searcher:
         """The job has built its index."""
@@ -77,12 +112,10 @@ class Replica:
     @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=WAIT_S)
     async def search(self, asked: list[tuple[str, int]]) -> list[dict[str, Any]]:
         """Answer questions that came at about the same time."""
-        assert self._searcher is not None, "Serve configures a replica before it gets questions"
         return await asyncio.to_thread(answers, self._searcher, asked)
 
     async def status(self) -> dict[str, Any]:
         """Say what is searched."""
-        assert self._searcher is not None, "Serve configures a replica before it gets questions"
         return status(self._searcher)
 
 
@@ -118,44 +151,41 @@ def serving(service: Service, checkpoint: str) -> Iterator[Callable[[str], None]
         options = HTTPOptions(host=service.host, port=service.port)
         serve.start(proxy_location="HeadOnly", http_options=options)
 
-        def use(folder: str) -> None:
-            serve.run(_application(service, folder), name=NAME, route_prefix="/")
-            _wait(folder, service.replicas)
-
+        choice = ray.remote(num_cpus=0)(Choice).remote(checkpoint)
         try:
-            use(checkpoint)
-            yield use
+            serve.run(_application(service, choice), name=NAME, route_prefix="/")
+            yield lambda folder: _change(choice, folder, service.replicas)
         finally:
             serve.shutdown()
 
 
-def _wait(checkpoint: str, replicas: int) -> None:
-    """Until all replicas answer with a checkpoint, as far as asking many times can tell.
+def _change(choice: Any, checkpoint: str, replicas: int) -> None:
+    """Have all replicas answer with a checkpoint.
 
     Raises:
-        RuntimeError: some do not.
+        RuntimeError: one cannot read it, or they take too long; those that can answer with it.
     """
-    handle = serve.get_deployment_handle(Replica.__name__, NAME)
-    ends, in_a_row = time.monotonic() + CHANGE_S, 0
-    while in_a_row < SURE * replicas:
-        if time.monotonic() > ends:
-            raise RuntimeError(f"after {CHANGE_S:.0f} s replicas still answer with another checkpoint")
-        said = handle.status.remote().result(timeout_s=CHANGE_S)
-        in_a_row = in_a_row + 1 if said["checkpoint"] == checkpoint else 0
-        if not in_a_row:
-            time.sleep(0.1)
+    ray.get(choice.want.remote(checkpoint))
+    ends = time.monotonic() + CHANGE_S
+    while time.monotonic() < ends:
+        said = ray.get(choice.said.remote())
+        if problems := [each.problem for each in said if each.refused == checkpoint]:
+            raise RuntimeError(problems[0])
+        if len(said) >= replicas and all(each.checkpoint == checkpoint for each in said):
+            return
+        time.sleep(LOOK_S / 4)
+    raise RuntimeError(f"after {CHANGE_S:.0f} s replicas still answer with another checkpoint than {checkpoint}")
 
 
-def _application(service: Service, checkpoint: str) -> serve.Application:
-    """The deployments. Where only the checkpoint differs, Serve keeps the replicas and configures them."""
+def _application(service: Service, choice: Any) -> serve.Application:
+    """The deployments."""
     searching = serve.deployment(Replica).options(
         num_replicas=service.replicas,
         ray_actor_options={"num_cpus": service.threads},
-        user_config={"checkpoint": checkpoint},
         max_ongoing_requests=4 * BATCH,
     )
     site = serve.deployment(serve.ingress()(Site)).options(
         num_replicas=1, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000
     )
-    replicas = searching.bind(service.store, service.vocabulary, service.threads)
+    replicas = searching.bind(service.store, service.vocabulary, service.threads, choice)
     return site.bind(replicas, service.media, service.access)

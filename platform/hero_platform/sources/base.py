@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from hero_platform.store.media import Clip
+
 AnnotationKind = Literal["moments", "questions", "statements", "captions"]
 """moments: a text and its time span; questions: a text and answers; statements: a text, true or false; captions."""
 
@@ -106,3 +108,11 @@ class Source(Protocol):
 
     def annotations(self) -> Iterator[Annotation | Reject]:
         """Downstream examples the source carries; nothing if it has none."""
+
+
+@runtime_checkable
+class FilmSource(Source, Protocol):
+    """A source whose videos are seconds of video files."""
+
+    def clips(self) -> Iterator[Clip]:
+        """Where each video comes from; `provenance` names the media root."""

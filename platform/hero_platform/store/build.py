@@ -11,10 +11,10 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from copy import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -24,10 +24,11 @@ import pyarrow as pa
 
 from hero_platform import files, transfer
 from hero_platform.ray_cluster import cluster, joined
-from hero_platform.sources.base import Planned, RawVideo, Reject, Source
+from hero_platform.sources.base import FilmSource, Planned, RawVideo, Reject, Source
 from hero_platform.store import plan as planning
 from hero_platform.store.annotations import ipc_bytes, write_annotations
 from hero_platform.store.manifest import INDEX, MANIFEST, REJECTS, SHARDS, Manifest
+from hero_platform.store.media import MEDIA, media_bytes
 from hero_platform.store.plan import Plan
 from hero_platform.store.rows import RowRules, VideoRow, make_row
 from hero_platform.store.schema import INDEX_SCHEMA
@@ -52,6 +53,16 @@ class BuildSettings:
         """Type of a stored feature."""
         return "float32" if self.keep_float32 else "float16"
 
+    def describe(self, source: dict[str, Any]) -> dict[str, Any]:
+        """The settings of a plan, with what a source says of itself."""
+        return planning.describe_settings(
+            self.corpus, self.feature_set, self.dtype, self.shard_bytes, self.tokenizer.describe(), source
+        )
+
+    def as_arguments(self) -> dict[str, Any]:
+        """These settings as keyword arguments of `build`."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
 
 def build(
     source: Source,
@@ -64,6 +75,7 @@ def build(
     keep_float32: bool = False,
     workers: int = 2,
     progress: bool = True,
+    record: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Build the store at `out`, or continue an interrupted build of the same input there.
 
@@ -77,6 +89,7 @@ def build(
         keep_float32: store features as float32, not float16.
         workers: tasks at once; each holds up to `shard_bytes`. Ray is started here unless it already runs.
         progress: show a bar with rate and time left on stderr.
+        record: what the manifest's build entry shall say besides.
 
     Raises:
         ValueError: the source is unusable, has no good video, or `out` holds another build.
@@ -86,14 +99,7 @@ def build(
     where = _where(source)
     planned, known_bad = source.plan()
     videos, repeated = planning.order_videos(planned, where)
-    described = planning.describe_settings(
-        settings.corpus,
-        settings.feature_set,
-        settings.dtype,
-        settings.shard_bytes,
-        settings.tokenizer.describe(),
-        source.provenance(),
-    )
+    described = settings.describe(source.provenance())
     plan = planning.load_plan(out, described, planning.digest_videos(videos))
     if plan is not None and files.exists(files.join(out, MANIFEST)):
         return Manifest.read(out)
@@ -108,7 +114,7 @@ def build(
         files.remove_partial(files.join(out, SHARDS))
         rules = RowRules(plan.frame_dim, settings.dtype, settings.tokenizer)
         infos = _build_shards(source, out, plan, rules, where, slots, progress)
-    return _publish(source, out, plan, infos, settings, where, time.monotonic() - started)
+    return _publish(source, out, plan, infos, settings, where, time.monotonic() - started, record)
 
 
 @contextmanager
@@ -260,7 +266,14 @@ def _build_shards(
 
 
 def _publish(
-    source: Source, out: str, plan: Plan, infos: list[ShardInfo], settings: BuildSettings, where: str, seconds: float
+    source: Source,
+    out: str,
+    plan: Plan,
+    infos: list[ShardInfo],
+    settings: BuildSettings,
+    where: str,
+    seconds: float,
+    record: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Write index, annotations, rejects and, last, the manifest."""
     index = _index(infos)
@@ -283,11 +296,21 @@ def _publish(
         rejects_sha256=hashlib.sha256(rejects_bytes).hexdigest(),
         num_rejects=len(rejects),
         source=plan.settings["source"],
-        build=_record(infos, seconds),
+        build={**_record(infos, seconds), **(record or {})},
+        media_sha256=_write_media(source, out, known),
     )
     settings.tokenizer.write(out)
     manifest.write(out)
     return manifest
+
+
+def _write_media(source: Source, out: str, known: Set[str]) -> str:
+    """Write where the store's videos come from, if the source has films; returns the digest of that."""
+    if not isinstance(source, FilmSource):
+        return ""
+    data = media_bytes(clip for clip in source.clips() if clip.video_id in known)
+    files.write_bytes(files.join(out, MEDIA), data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def _index(infos: list[ShardInfo]) -> pa.RecordBatch:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MEDIA = "media.jsonl"
 ROOT = "media_root"  # its name in the manifest's source entry
+ENCODERS = "encoders"  # likewise: what turned pictures into features, in the order of the features
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,31 @@ def read_media(store: FeatureStore) -> Media:
         raise ValueError(f"{path} does not have the digest its manifest gives: it is damaged")
     clips = [_clip(json.loads(line)) for line in data.splitlines()]
     return Media(str(store.manifest.source[ROOT]), {clip.video_id: clip for clip in clips})
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder as a manifest has it."""
+
+    name: str
+    weights_sha256: str
+    preprocessing: str  # JSON
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What decides its features; a name is only what somebody called its folder."""
+        return self.weights_sha256, self.preprocessing
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.weights_sha256[:12]})"
+
+
+def encoders_of(source: dict[str, Any]) -> tuple[Encoder, ...]:
+    """The encoders that a manifest's source entry names; none where the features came ready-made."""
+    return tuple(
+        Encoder(str(value["name"]), str(value["weights_sha256"]), json.dumps(value["preprocessing"], sort_keys=True))
+        for value in source.get(ENCODERS, [])
+    )
 
 
 def media_bytes(clips: Iterable[Clip]) -> bytes:

@@ -86,23 +86,52 @@ def load_plan(root: str, settings: dict[str, Any], videos_sha256: str) -> Plan |
     Raises:
         ValueError: the folder holds another build; the message names what differs.
     """
+    value = _left_plan(root)
+    if value is None:
+        return None
+    differing = _differing(value, settings)
+    if value.get("videos_sha256") != videos_sha256:
+        differing.append("the list of videos")
+    _refuse(root, differing)
+    rejects = tuple(Reject(**reject) for reject in value["rejects"])
+    return Plan(settings, videos_sha256, value["frame_dim"], tuple(map(tuple, value["shards"])), rejects)
+
+
+def has_settings(root: str, settings: dict[str, Any]) -> bool:
+    """Whether an earlier build left a plan in the folder with the same settings; False in a new folder.
+
+    For sources whose settings tell the input too, so that it need not be listed again.
+
+    Raises:
+        ValueError: the folder holds another build; the message names what differs.
+    """
+    value = _left_plan(root)
+    if value is not None:
+        _refuse(root, _differing(value, settings))
+    return value is not None
+
+
+def _left_plan(root: str) -> dict[str, Any] | None:
     path = files.join(root, PLAN)
     if not files.exists(path):
         if names := files.listdir(root):
             raise ValueError(f"{root} is not empty and holds no store ({names[0]}, ...): choose another --out")
         return None
-    value = files.read_json(path)
+    return dict(files.read_json(path))
+
+
+def _differing(value: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """Names of the settings of a plan that another build has otherwise."""
     old = value.get("settings", {})
-    differing = sorted(key for key in old.keys() | settings.keys() if old.get(key) != settings.get(key))
-    if value.get("videos_sha256") != videos_sha256:
-        differing.append("the list of videos")
+    return sorted(key for key in old.keys() | settings.keys() if old.get(key) != settings.get(key))
+
+
+def _refuse(root: str, differing: list[str]) -> None:
     if differing:
         raise ValueError(
             f"{root} already holds a build that differs in {', '.join(differing)}: "
             "a store never changes, choose another --out or remove that folder"
         )
-    rejects = tuple(Reject(**reject) for reject in value["rejects"])
-    return Plan(settings, videos_sha256, value["frame_dim"], tuple(map(tuple, value["shards"])), rejects)
 
 
 def describe_settings(

@@ -25,7 +25,7 @@ from hero_platform.store.annotations import table_entries
 from hero_platform.store.cache import ShardCache
 from hero_platform.store.manifest import ANNOTATIONS, INDEX, REJECTS, Manifest
 from hero_platform.store.mapped import DamagedError, MappedShard
-from hero_platform.store.media import MEDIA
+from hero_platform.store.media import MEDIA, Encoder, encoders_of
 from hero_platform.store.shard import read_shard, row_checksum
 from hero_platform.store.split_tables import FOLDER, current_entry, read_split_rows
 from hero_platform.store.table import AnnotationTable, concatenate, numpy_of, offsets_of
@@ -122,6 +122,11 @@ class FeatureStore:
     def frame_dim(self) -> int:
         """V."""
         return self.manifest.frame_dim
+
+    @cached_property
+    def encoders(self) -> tuple[Encoder, ...]:
+        """What made its features from films; empty where they came ready-made."""
+        return encoders_of(self.manifest.source)
 
     @cached_property
     def text_ids(self) -> TextIds:

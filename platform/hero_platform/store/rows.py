@@ -73,14 +73,21 @@ def _frames(raw: RawVideo, rules: RowRules) -> np.ndarray:
         raise ValueError("empty video: no frames")
     if frames.shape[1] == 0 or (rules.frame_dim is not None and frames.shape[1] != rules.frame_dim):
         raise ValueError(f"features are {frames.shape[1]} wide, the store is {rules.frame_dim or 'at least 1'} wide")
-    if not np.isfinite(frames).all():
+    if not _all_finite(frames):
         raise ValueError(f"NaN or Inf in the features of frame {int(np.argmin(np.isfinite(frames).all(axis=1)))}")
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(frames, dtype=DTYPES[rules.dtype])
-    if stored.dtype != frames.dtype and not np.isfinite(stored).all():
+    if stored.dtype != frames.dtype and not _all_finite(stored):
         raise ValueError(f"a feature value is outside the range of {rules.dtype}: build with float32 kept")
     _check_length(len(frames), raw)
     return stored
+
+
+def _all_finite(frames: np.ndarray) -> bool:
+    """Whether no value is NaN or Inf. NumPy's own test of halves is ten times slower than one of their bits."""
+    if frames.dtype == np.float16:
+        return int((frames.view(np.uint16) & 0x7FFF).max(initial=0)) < 0x7C00
+    return bool(np.isfinite(frames).all())
 
 
 def _check_length(num_frames: int, raw: RawVideo) -> None:

@@ -81,7 +81,8 @@ def run_on_ray(
     for name in (PROGRESS_FILE, STOP_FILE):  # of an earlier start
         files.remove(files.join(folder, name))
     fewest = config.scale.min_workers or config.scale.num_workers
-    with cluster(config.scale.num_workers, fewest=fewest, crowded=True), scratch("hero-train-") as storage:
+    room = cluster(config.scale.num_workers, fewest=fewest, gpus_each=config.scale.gpus_per_worker, crowded=True)
+    with room, scratch("hero-train-") as storage:
         trainer = _trainer(config, folder, storage, provenance)
         outcome: list[BaseException | None] = []
 

@@ -2,8 +2,9 @@
 
 The official AdamW differs from `torch.optim.AdamW` in three ways: eps is added to sqrt(v) before the bias correction,
 weight decay comes after the Adam step with the current rate, and each parameter counts only the updates in which it
-took part, so heads of rare tasks are corrected by their own age. Everything is a pure function of (parameters,
-gradients, update): nothing here reads the device, so a step never waits for the host.
+took part, so heads of rare tasks are corrected by their own age. Torch's fused kernel computes it all the same.
+Everything is a pure function of (parameters, gradients, update): nothing here reads the device, so a step never waits
+for the host.
 """
 
 from __future__ import annotations
@@ -110,31 +111,42 @@ class OfficialAdamW(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient, in place, without a host sync."""
         for group in self.param_groups:
-            fed = [p for p in group["params"] if p.grad is not None]
-            idle = [p for p in group["params"] if p.grad is None and self.state[p]["k"] > 0]
-            moving = fed + idle if self.zero_filled_grads else fed
-            if moving:
-                self._update(group, [p.grad for p in fed], moving)
+            moving: dict[int, list[Tensor]] = {}  # by age, which the corrections depend on
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if parameter.grad is not None or (self.zero_filled_grads and state["k"] > 0):
+                    state["k"] += 1
+                    moving.setdefault(state["k"], []).append(parameter)
+            for age, parameters in moving.items():
+                self._update(group, parameters, age)
 
-    def _update(self, group: dict[str, Any], gradients: list[Tensor], moving: list[Tensor]) -> None:
+    def _update(self, group: dict[str, Any], parameters: list[Tensor], age: int) -> None:
+        """Update parameters of one age by torch's fused kernel, which reads and writes everything once.
+
+        The kernel computes `p (1 - rate decay) - rate / c1 * m / (sqrt(v) / sqrt(c2) + eps)` with c1 and c2 the bias
+        corrections; the official update is `(p - rate sqrt(c2) / c1 * m / (sqrt(v) + eps)) (1 - rate decay)`. They are
+        the same with eps / sqrt(c2) for eps, rate (1 - rate decay) for rate, and decay / (1 - rate decay) for decay.
+        """
         beta1, beta2 = group["betas"]
-        rate: float = group["lr"]
-        states = [self.state[p] for p in moving]  # those with a gradient come first
-        m, v = [s["m"] for s in states], [s["v"] for s in states]
-        torch._foreach_mul_(m, beta1)
-        torch._foreach_mul_(v, beta2)
-        if gradients:
-            torch._foreach_add_(m[: len(gradients)], gradients, alpha=1 - beta1)
-            torch._foreach_addcmul_(v[: len(gradients)], gradients, gradients, 1 - beta2)
-        sizes = []
-        for state in states:
-            state["k"] += 1
-            sizes.append(-rate * (1 - beta2 ** state["k"]) ** 0.5 / (1 - beta1 ** state["k"]))
-        denominators = torch._foreach_sqrt(v)
-        torch._foreach_add_(denominators, group["eps"])
-        torch._foreach_addcdiv_(moving, m, denominators, sizes)
-        if group["weight_decay"]:
-            torch._foreach_add_(moving, moving, alpha=-rate * group["weight_decay"])
+        states = [self.state[p] for p in parameters]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        kept = 1 - group["lr"] * group["weight_decay"]
+        count = torch.full((), age, dtype=torch.float32, device=parameters[0].device)
+        torch._fused_adamw_(
+            parameters,
+            gradients,
+            [state["m"] for state in states],
+            [state["v"] for state in states],
+            [],
+            [count] * len(parameters),
+            lr=group["lr"] * kept,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=group["weight_decay"] / kept,
+            eps=group["eps"] / (1 - beta2**age) ** 0.5,
+            amsgrad=False,
+            maximize=False,
+        )
 
 
 def fused_adamw(

@@ -16,6 +16,7 @@ from hero_model.tasks import Task
 from hero_platform import config_io, files, home
 from hero_platform.config import OptimConfig, RunConfig, ScheduleConfig, StoreRef, differences, identity
 from hero_platform.feed.loader import ExampleReader, mixture_of, open_stores
+from hero_platform.store.media import Encoder
 from hero_platform.tracking.journal import FILE as JOURNAL_FILE
 from hero_platform.train import snapshot
 from hero_platform.train.records import starts_of
@@ -87,7 +88,7 @@ def resolve(config: RunConfig) -> RunConfig:
             is larger than a corpus, or the mixture or the model cannot be.
     """
     _check_names(config)
-    refs, widths, texts = [], {}, {}
+    refs, widths, texts, encoders = [], {}, {}, {}
     stores = open_stores(config)
     for ref in config.stores:
         store = stores[ref.corpus]
@@ -97,10 +98,12 @@ def resolve(config: RunConfig) -> RunConfig:
         annotations = "+".join(store.annotations(kind, split).digest for kind, split in sorted(tables))
         refs.append(replace(ref, digest=store.digest, annotations=annotations))
         widths[ref.corpus], texts[ref.corpus] = store.frame_dim, store.text_ids
+        encoders[ref.corpus] = store.encoders
     for what, values in (("frame features of width", widths), ("a tokenizer with special ids", texts)):
         if len(set(values.values())) > 1:
             listed = "; ".join(f"{corpus} has {what} {value}" for corpus, value in values.items())
             raise ValueError(f"the stores of one run must agree: {listed}")
+    _check_encoders(encoders)
     for entry in config.mixture:
         examples = len(ExampleReader(stores[entry.corpus], entry.task, entry.corpus, entry.split, training=True))
         if config.batch > examples:
@@ -128,6 +131,14 @@ def resolve(config: RunConfig) -> RunConfig:
         _shared(module, snapshot.shapes(folder), folder)
         digest = files.sha256_file(files.join(folder, "model.safetensors"))
     return replace(resolved, init_digest=digest)
+
+
+def _check_encoders(encoders: Mapping[str, Sequence[Encoder]]) -> None:
+    """Refuse stores that were made by different encoders, as far as they say by which: widths may agree by chance."""
+    known = {corpus: made_by for corpus, made_by in encoders.items() if made_by}
+    if len({tuple(encoder.identity for encoder in made_by) for made_by in known.values()}) > 1:
+        listed = "; ".join(f"{corpus} by {' + '.join(map(str, made_by))}" for corpus, made_by in known.items())
+        raise ValueError(f"the stores of one run must be made by the same encoders: {listed}")
 
 
 def _check_names(config: RunConfig) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+
+from hero_platform.cluster import driver
 
 ROOT = Path(__file__).resolve().parents[3]
 JOB = """
@@ -106,3 +110,32 @@ def test_a_job_does_not_outlive_its_driver(place, hero_home):
         time.sleep(0.05)
     psutil.wait_procs([child], timeout=30)
     assert not child.is_running()
+
+
+def test_a_stop_between_two_starts_is_no_start(tmp_path):
+    """The signal that Ray sends to each process came when there was none to send it to."""
+    stopped = threading.Event()
+    stopped.set()
+    began = time.monotonic()
+    code = driver._once([sys.executable, "-c", "import time; time.sleep(60)"], str(tmp_path / "log"), stopped)
+    assert code == -signal.SIGTERM and time.monotonic() - began < 30
+
+
+def test_where_nothing_can_be_kept_no_job_is_started(place, hero_home):
+    hero_home.write_text("a file")
+    said, _ = start(place, hero_home).communicate(timeout=60)
+    assert said.startswith(f"nothing can be kept in {hero_home}/jobs/j, so the job is not started:"), said
+    assert len(said.splitlines()) == 1 and not (place / "count").exists()
+
+
+def test_a_storage_that_went_away_does_not_change_how_a_job_ended(place, hero_home):
+    process = start(place, hero_home, "--wait")
+    assert process.stdout is not None
+    while process.stdout.readline() != "ready\n":
+        pass
+    shutil.rmtree(hero_home)
+    hero_home.write_text("a file")
+    for each in (psutil.Process(process.pid), *psutil.Process(process.pid).children()):
+        each.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "how the job ended cannot be kept" in said and "Traceback" not in said

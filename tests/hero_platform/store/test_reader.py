@@ -205,3 +205,21 @@ def test_ray_dataset_reads_a_split(store):
     assert sorted(row["id"] for row in rows) == sorted(store.index.ids[expected])
     assert sum(row["num_frames"] for row in rows) == store.index.num_frames[expected].sum()
     assert set(rows[0]) == {"id", "num_frames"}
+
+
+def test_a_batch_copies_each_byte_of_its_videos_once(store, monkeypatch):
+    """What is read for a video is its buffers, whole, and nothing beside them."""
+    read = 0
+
+    def counted(parts, empty):
+        nonlocal read
+        read += sum(part.nbytes for part in parts)
+        return np.concatenate(parts) if parts else empty
+
+    monkeypatch.setattr("hero_platform.store.reader.concatenate", counted)
+    picked = np.array([3, 0, 7])
+    rows, index = store.rows(picked), store.index
+    frames, segments, tokens = (
+        int(getattr(index, f"num_{name}")[picked].sum()) for name in ("frames", "segments", "tokens")
+    )
+    assert read == frames * store.frame_dim * 2 + 4 * (tokens + 2 * segments + len(rows.segment_frames))

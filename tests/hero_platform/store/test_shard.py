@@ -67,3 +67,16 @@ def test_a_shard_without_a_matching_digest_is_built_again(tmp_path, damage):
 def test_a_shard_may_be_empty(tmp_path):
     assert write(tmp_path, numbers=()).num_rows == 0
     assert finished_shard(str(tmp_path), NAME) is not None
+
+
+def test_a_video_on_disk_takes_its_own_bytes_and_no_more(tmp_path):
+    """Bytes that have to be read for a video: features, tokens and frame lists, and less than 1% besides."""
+    writer, content = ShardWriter(512, "float16"), 0
+    for number in range(20):
+        frames = np.zeros((50, 512), np.float16)
+        tokens, owned = [[5] * 11] * 22, [[0, 1]] * 22
+        subtitles = [Subtitle(0, 1, "as said")] * 22
+        writer.add(VideoRow(f"v{number}", "train", 75.0, 1.5, frames, tokens, owned, subtitles))
+        content += frames.nbytes + 4 * 22 * (11 + 2 + 2) + 22 * (16 + len("as said") + 4)
+    info = write_shard(str(tmp_path), NAME, writer, [], time.monotonic())
+    assert content < info.num_bytes < 1.01 * content

@@ -138,6 +138,29 @@ def test_stores_that_do_not_fit_together(run, tiny_store, tmp_path):
     refused("must agree: synthetic has frame features of width 16; tv has .* 32", resolve, both)
 
 
+def test_stores_of_different_encoders(tiny_store, tmp_path):
+    """Equal widths are no sign of equal features; a store that does not say what made it is taken as it is."""
+
+    def made_by(name: str, weights: str, side: int = 224, **said: str) -> str:
+        path = str(tmp_path / f"{name}-{weights}-{side}")
+        files.copy_tree(tiny_store, path)
+        encoder = {"name": name, "weights_sha256": weights, "preprocessing": {"size": [side, side]}, **said}
+        manifest = Manifest.read(path)
+        replace(manifest, source={**manifest.source, "encoders": [encoder]}).write(path)
+        return path
+
+    def both(one: str, other: str) -> RunConfig:
+        mixture = (Entry(Mlm(), "synthetic"), Entry(Fom(), "tv"))
+        return recipe(mixture=mixture, stores=(StoreRef("synthetic", one), StoreRef("tv", other)))
+
+    first = made_by("vit", "1" * 64)
+    said = r"made by the same encoders: synthetic by vit \(111111111111\); tv by clip \(222222222222\)"
+    refused(said, resolve, both(first, made_by("clip", "2" * 64)))
+    refused("made by the same encoders", resolve, both(first, made_by("vit", "1" * 64, side=256)))
+    resolve(both(first, made_by("a copy of vit", "1" * 64, version="another")))
+    resolve(both(first, tiny_store))
+
+
 def write_config(run: RunConfig) -> str:
     folder = home.run_dir(run.name)
     files.write_bytes(files.join(folder, "config.json"), config_io.to_json(run).encode())

@@ -1,0 +1,73 @@
+"""How replicas come to another checkpoint. Here the actor is an object, without Ray; test_serve.py has the real one."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from hero_platform.infer.searcher import Searcher
+from hero_platform.serving import on_ray
+from hero_platform.serving.on_ray import Choice, Replica, Said
+
+
+class Remote:
+    """An object whose methods are called as those of an actor."""
+
+    def __init__(self, inner: object) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self._inner, name))
+
+
+@pytest.fixture
+def choice(monkeypatch: pytest.MonkeyPatch) -> Remote:
+    monkeypatch.setattr(on_ray, "LOOK_S", 0.02)
+    monkeypatch.setattr(on_ray.ray, "get", lambda value: value)
+    return Remote(Choice("first"))
+
+
+@pytest.fixture
+def replica(choice: Remote, monkeypatch: pytest.MonkeyPatch) -> Replica:
+    """Reading takes a while; `broken` cannot be read."""
+
+    def opened(self: Replica, checkpoint: str) -> Searcher:
+        time.sleep(0.05)
+        if checkpoint == "broken":
+            raise ValueError("broken is damaged")
+        return SimpleNamespace(checkpoint=checkpoint)  # type: ignore[return-value]
+
+    monkeypatch.setattr(Replica, "_opened", opened)
+    return Replica("store", None, 1, choice)
+
+
+def test_a_replica_follows(replica: Replica, choice: Remote):
+    on_ray._change(choice, "second", 1)
+    assert replica._searcher.checkpoint == "second"
+    on_ray._change(choice, "first", 1)
+    assert replica._searcher.checkpoint == "first"
+
+
+def test_what_cannot_be_read_changes_nothing(replica: Replica, choice: Remote):
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="broken is damaged"):
+            on_ray._change(choice, "broken", 1)
+        assert replica._searcher.checkpoint == "first"
+    on_ray._change(choice, "second", 1)
+    assert replica._searcher.checkpoint == "second"
+
+
+def test_all_replicas_have_to_say_so(replica: Replica, choice: Remote, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(on_ray, "CHANGE_S", 0.3)
+    with pytest.raises(RuntimeError, match="still answer with another checkpoint than second"):
+        on_ray._change(choice, "second", 2)
+
+
+def test_the_dead_do_not_count(choice: Remote):
+    choice.look.remote("dead", Said("zero"))
+    assert choice.said.remote() == [Said("zero")]
+    time.sleep(6 * on_ray.LOOK_S)
+    assert choice.said.remote() == []
