@@ -100,6 +100,21 @@ def run_job(program: str, job: Callable[[], int]) -> int:
         return 130
 
 
+def run_search(program: str, job: Callable[[], int]) -> int:
+    """As `run_job`, for one that may search on Ray workers: what failed there is one line and exit code 1."""
+
+    def searching() -> int:
+        from hero_platform.infer.on_ray import SearchFailed
+
+        try:
+            return job()
+        except SearchFailed as failure:
+            print(f"{program}: {failure}", file=sys.stderr)
+            return 1
+
+    return run_job(program, searching)
+
+
 def _misplaced(error: OSError) -> str:
     """What to say of a folder where a file belongs, or the other way round."""
     path = error.filename2 or error.filename  # of a rename the second, which is what the user named
