@@ -1,0 +1,124 @@
+"""Real films all the way: features, a store, an untrained and a briefly trained model, answers, clips, the page.
+
+That it works is shown here. Whether the answers are any good is not: three films are no evidence of that.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hero_platform import config_io, home
+from hero_platform.store.build import ray_cluster
+from hero_platform.store.reader import FeatureStore
+from hero_platform.train import snapshot
+from hero_platform.train.worker import build_module
+from jobs import build_store, search, train
+from tests.integration.service import browsing, keep_picture, serving
+
+av = pytest.importorskip("av")
+pytest.importorskip("efficientnet_lite_pytorch")
+REAL = Path(__file__).resolve().parents[3] / "shared" / "real"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.ray,
+    pytest.mark.skipif(not (REAL / "video").is_dir(), reason=f"no real films at {REAL}"),
+]
+QUESTION = "an astronaut floats in a space station"
+
+
+@pytest.fixture(scope="module")
+def _home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output root with the store of the films and two runs on it, made as docs/search.md says."""
+    root = tmp_path_factory.mktemp("real")
+    with pytest.MonkeyPatch.context() as patch, ray_cluster(2):
+        patch.setenv("HERO_HOME", str(root))
+        words = ["--tokenizer", str(REAL / "roberta"), "--corpus", "films", "--workers", "1"]
+        assert build_store.main(["video", str(REAL / "video"), *words]) == 0
+        recipe = ["pretrain_tv", "--store", f"tv={home.store_of('films')}", "--model", "debug", "--batch", "3"]
+        quiet = ["--tracking.kind", "none", "--evaluation.every", "0"]
+        for name, words in (("untrained", ["--steps", "1", "--optim.lr", "0"]), ("brief", ["--steps", "10"])):
+            assert train.main([*recipe, *quiet, "--name", name, *words]) == 0
+    return root
+
+
+@pytest.fixture
+def films(_home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Path of the store; its runs are those of this test."""
+    monkeypatch.setenv("HERO_HOME", str(_home))
+    path = home.store_of("films")
+    assert path
+    return path
+
+
+def test_features_and_words_are_those_of_others(films: str):
+    store = FeatureStore.open(films)
+    assert dict(zip(store.index.ids, store.index.num_frames, strict=True)) == {
+        "nasa_13013": 9, "popeye_p2": 41, "popeye_p3": 41,
+    }  # fmt: skip
+    aligned = json.loads((REAL / "subtitles" / "hero_alignment_example.json").read_text())
+    for video in ("popeye_p2", "popeye_p3"):  # HERO's own program, told 60 s: a film of 60.06 s has one frame more
+        row = store.rows([store.index.row_of[video]])
+        offsets = row.segment_frame_offsets
+        lists = [row.segment_frames[a:b] for a, b in pairwise(offsets)]
+        theirs = aligned[video]["1.5"]["unique_sub2frames"]
+        assert [[int(frame) for frame in own if frame < 40] for own in lists] == [
+            theirs.get(str(number), []) for number in range(len(lists))
+        ]
+    with np.load(REAL / "features" / "nasa_13013.npz", allow_pickle=False) as given:
+        features = given["efficientnet_lite0"].astype(np.float32)  # three pictures of each interval, averaged
+    ours = store.rows([store.index.row_of["nasa_13013"]]).frames.astype(np.float32)
+    cosines = (ours * features).sum(1) / np.linalg.norm(features, axis=1)
+    assert cosines.min() > 0.8 and np.median(cosines) > 0.95
+
+
+@pytest.mark.parametrize("run", ["untrained", "brief"])
+def test_a_question_is_answered_with_clips_of_all_films(films: str, run: str, tmp_path: Path, capsys):
+    out = tmp_path / "answers.json"
+    words = ["--run", run, "--store", films, QUESTION, "--top", "30", "--json", str(out)]
+    assert search.main([*words, "--clip", str(tmp_path / "clips")]) == 0
+    assert "1 question in 3 videos" in capsys.readouterr().out
+    moments = json.loads(out.read_text())["answers"][0]["moments"]
+    index = FeatureStore.open(films).index
+    durations = dict(zip(index.ids.tolist(), index.durations_s.tolist(), strict=True))
+    assert {moment["video"] for moment in moments} == durations.keys()
+    for moment in moments:
+        with av.open(moment["clip"], "r") as made:
+            pictures = [frame.time for frame in made.decode(video=0)]
+        assert pictures[0] == 0 and len(pictures) > 10
+        seconds = min(moment["end_s"], durations[moment["video"]]) - moment["start_s"]
+        assert pictures[-1] == pytest.approx(seconds, abs=0.3)
+    lines = {line["text"] for moment in moments for line in moment["subtitles"]}
+    assert any("Popeye" in line for line in lines)
+
+
+def test_the_untrained_model_has_its_first_weights(films: str):
+    """With a learning rate of 0 a run keeps them; the other one has moved away."""
+    for name, same in (("untrained", True), ("brief", False)):
+        weights, config = snapshot.load_weights(snapshot.choose(home.checkpoints_dir(name), "last"))
+        first = build_module(config_io.from_json(json.dumps(config))).state_dict()
+        assert all(torch.equal(first[key], value) for key, value in weights.items()) == same
+
+
+def test_the_page_plays_what_the_browser_can(films: str, _home: Path):
+    """H.264 in MP4 does; of HEVC in Matroska the page says that it does not."""
+    with serving(_home, "--run", "brief", "--store", films) as service, browsing(service) as page:
+        page.get_by_text("3 videos are searched.").wait_for()
+        page.locator("#question").fill(QUESTION)
+        page.keyboard.press("Enter")
+        moments = page.locator("article")
+        moments.first.wait_for()
+        clip = moments.filter(has_text="nasa_13013").first
+        player = clip.locator("video")
+        page.wait_for_function("v => v.readyState >= 2", arg=player.element_handle())
+        lacking = moments.filter(has_text="popeye").first.locator(".missing")
+        lacking.get_by_text("This browser cannot play the film").wait_for()
+        keep_picture(page, "search_films.png")
+        clip.get_by_role("button", name="Play the moment").click()
+        page.wait_for_function("v => !v.paused && v.currentTime > 0", arg=player.element_handle())
+        assert page.requested == page.problems == []
