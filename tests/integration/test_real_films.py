@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.skipif(not (REAL / "video").is_dir(), reason=f"no real films at {REAL}"),
 ]
-QUESTION = "an astronaut floats in a space station"
+HEARD = "in one of the largest cleanrooms in the world"  # in nasa_13013, so the trained model has read it
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert build_store.main(["video", str(REAL / "video"), *words]) == 0
         recipe = ["pretrain_tv", "--store", f"tv={home.store_of('films')}", "--model", "debug", "--batch", "3"]
         quiet = ["--tracking.kind", "none", "--evaluation.every", "0"]
-        for name, words in (("untrained", ["--steps", "1", "--optim.lr", "0"]), ("brief", ["--steps", "10"])):
+        for name, words in (("untrained", ["--steps", "1", "--optim.lr", "0"]), ("brief", ["--steps", "80"])):
             assert train.main([*recipe, *quiet, "--name", name, *words]) == 0
     return root
 
@@ -78,23 +79,25 @@ def test_features_and_words_are_those_of_others(films: str):
 
 
 @pytest.mark.parametrize("run", ["untrained", "brief"])
-def test_a_question_is_answered_with_clips_of_all_films(films: str, run: str, tmp_path: Path, capsys):
+def test_a_question_is_answered_with_clips(films: str, run: str, tmp_path: Path, capsys):
+    """Any model gives moments of these films; one that has read a sentence many times finds it again."""
     out = tmp_path / "answers.json"
-    words = ["--run", run, "--store", films, QUESTION, "--top", "30", "--json", str(out)]
+    words = ["--run", run, "--store", films, HEARD, "--top", "3", "--json", str(out)]
     assert search.main([*words, "--clip", str(tmp_path / "clips")]) == 0
     assert "1 question in 3 videos" in capsys.readouterr().out
     moments = json.loads(out.read_text())["answers"][0]["moments"]
     index = FeatureStore.open(films).index
     durations = dict(zip(index.ids.tolist(), index.durations_s.tolist(), strict=True))
-    assert {moment["video"] for moment in moments} == durations.keys()
     for moment in moments:
         with av.open(moment["clip"], "r") as made:
+            assert made.streams.video[0].codec_context.name == "h264"
             pictures = [frame.time for frame in made.decode(video=0)]
         assert pictures[0] == 0 and len(pictures) > 10
         seconds = min(moment["end_s"], durations[moment["video"]]) - moment["start_s"]
-        assert pictures[-1] == pytest.approx(seconds, abs=0.3)
-    lines = {line["text"] for moment in moments for line in moment["subtitles"]}
-    assert any("Popeye" in line for line in lines)
+        assert pictures[-1] == pytest.approx(seconds, abs=1.6), "the last frame of a film is no whole interval"
+    if run == "brief":
+        assert moments[0]["video"] == "nasa_13013"
+        assert any("cleanrooms" in line["text"] for line in moments[0]["subtitles"])
 
 
 def test_the_untrained_model_has_its_first_weights(films: str):
@@ -109,16 +112,23 @@ def test_the_page_plays_what_the_browser_can(films: str, _home: Path):
     """H.264 in MP4 does; of HEVC in Matroska the page says that it does not."""
     with serving(_home, "--run", "brief", "--store", films) as service, browsing(service) as page:
         page.get_by_text("3 videos are searched.").wait_for()
-        page.locator("#question").fill(QUESTION)
-        page.keyboard.press("Enter")
-        moments = page.locator("article")
-        moments.first.wait_for()
-        clip = moments.filter(has_text="nasa_13013").first
+        ask(page, HEARD)
+        clip = page.locator("article").first
+        assert clip.locator(".video").inner_text() == "nasa_13013"
         player = clip.locator("video")
         page.wait_for_function("v => v.readyState >= 2", arg=player.element_handle())
-        lacking = moments.filter(has_text="popeye").first.locator(".missing")
-        lacking.get_by_text("This browser cannot play the film").wait_for()
         keep_picture(page, "search_films.png")
         clip.get_by_role("button", name="Play the moment").click()
         page.wait_for_function("v => !v.paused && v.currentTime > 0", arg=player.element_handle())
+        ask(page, "Well, that was a nice ship we had once")
+        other = page.locator("article").filter(has_text="popeye").first
+        other.get_by_text("This browser cannot play the film").wait_for()
+        assert not other.get_by_role("button", name="Play the moment").is_visible()
         assert page.requested == page.problems == []
+
+
+def ask(page: Any, question: str) -> None:
+    """Type it, and wait for its answers."""
+    page.locator("#question").fill(question)
+    page.keyboard.press("Enter")
+    page.locator("#status", has_text=question).wait_for()
