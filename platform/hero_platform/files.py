@@ -63,18 +63,21 @@ def parent_of(path: str | os.PathLike[str]) -> str:
 def filesystem(path: str | os.PathLike[str]) -> tuple[Any, str]:
     """Return the fsspec file system of `path` and the path inside it. Listings are never cached: others write too.
 
+    Names are taken as they are, `::` too, which fsspec's own `url_to_fs` takes for a chain of file systems.
+
     Raises:
-        ValueError: a URL holds a user or a password.
+        ValueError: a URL holds a user or a password, or no file system has its scheme.
     """
     import fsspec
 
     text = os.fspath(path)
-    if is_remote(text):
-        check_address(text)
-        fs, inner = fsspec.core.url_to_fs(text, use_listings_cache=False)
-        transfer.watch(fs)
-        return fs, inner
-    return fsspec.core.url_to_fs(text)
+    if not is_remote(text):
+        fs = fsspec.filesystem("file")
+        return fs, fs._strip_protocol(text)
+    check_address(text)
+    fs = fsspec.filesystem(text.split("://", 1)[0], use_listings_cache=False)
+    transfer.watch(fs)
+    return fs, fs._strip_protocol(text)
 
 
 def exists(path: str | os.PathLike[str]) -> bool:

@@ -44,6 +44,15 @@ def test_a_part_of_a_file_and_what_is_known_of_it(root):
         files.read_range(files.join(root, "none"), 0, 1)
 
 
+def test_names_are_taken_as_they_are(root):
+    """None of these is a chain of file systems or a pattern."""
+    for name in ("a::b", "x::file:/etc/hosts", "[a]*?", "50%20"):
+        files.write_bytes(files.join(root, name), name.encode())
+        assert files.read_bytes(files.join(root, name)) == name.encode() and files.exists(files.join(root, name))
+        fs, inner = files.filesystem(files.join(root, name))
+        assert fs.cat_file(inner) == name.encode()
+
+
 def test_nothing_there(root):
     assert files.listdir(files.join(root, "none")) == []
     assert files.tree(files.join(root, "none")) == []
