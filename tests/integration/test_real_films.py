@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from hero_platform import config_io, home
 from hero_platform.store.build import ray_cluster
@@ -92,7 +91,7 @@ def test_a_question_is_answered_with_clips(films: str, run: str, tmp_path: Path,
         with av.open(moment["clip"], "r") as made:
             assert made.streams.video[0].codec_context.name == "h264"
             pictures = [frame.time for frame in made.decode(video=0)]
-        assert pictures[0] == 0 and len(pictures) > 10
+        assert 0 <= pictures[0] < 0.05 and len(pictures) > 10, "from the first picture that begins in the moment"
         seconds = min(moment["end_s"], durations[moment["video"]]) - moment["start_s"]
         assert pictures[-1] == pytest.approx(seconds, abs=1.6), "the last frame of a film is no whole interval"
     if run == "brief":
@@ -101,11 +100,13 @@ def test_a_question_is_answered_with_clips(films: str, run: str, tmp_path: Path,
 
 
 def test_the_untrained_model_has_its_first_weights(films: str):
-    """With a learning rate of 0 a run keeps them; the other one has moved away."""
-    for name, same in (("untrained", True), ("brief", False)):
+    """The official schedule takes 1e-8 for a rate of 0, so one step moves nothing further; the other run has moved."""
+    moved = {}
+    for name in ("untrained", "brief"):
         weights, config = snapshot.load_weights(snapshot.choose(home.checkpoints_dir(name), "last"))
         first = build_module(config_io.from_json(json.dumps(config))).state_dict()
-        assert all(torch.equal(first[key], value) for key, value in weights.items()) == same
+        moved[name] = max(float((first[key] - value).abs().max()) for key, value in weights.items())
+    assert moved["untrained"] < 1e-7 and moved["brief"] > 1e-2
 
 
 def test_the_page_plays_what_the_browser_can(films: str, _home: Path):
