@@ -89,7 +89,8 @@ def test_a_store_on_s3_from_films_on_s3_that_are_listened_to(object_store, tmp_p
     assert store.damaged() == [] and files.tree(f"{out}.extracted") == []
     assert sorted(store.index.ids) == ["heard.0", "heard.1", "read", "silent"]
     said = {video: [line.text for line in store.subtitles(row)] for video, row in store.index.row_of.items()}
-    assert said["read"] == ["Hello"] and said["silent"] == [] and said["heard.0"]
+    assert said["read"] == ["Hello"] and said["silent"] == []
+    assert said["heard.0"] + said["heard.1"], "wherever the model thinks to hear something"
     assert store.manifest.source["speech"]["name"] == "whisper"
     assert [json.loads(line)["id"] for line in files.read_bytes(f"{out}/rejects.jsonl").splitlines()] == ["half"]
 
