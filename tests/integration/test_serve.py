@@ -1,6 +1,6 @@
-"""The service as users have it: `jobs.serve` on Ray Serve, asked by programs and in a real browser.
+"""From pixels to an answer as users have it: films, a store, a model, `jobs.serve`, asked by programs and in a browser.
 
-The model has learnt the questions that are asked here: whether it answers others is for `benchmarks/learning.py`.
+The model has learnt the questions that are asked here: whether it answers others is for `benchmarks/pixels.py`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from hero_platform.sources.synthetic import SyntheticSource
-from hero_platform.sources.synthetic_films import write_films
+from hero_platform.sources.synthetic_films import write_films, write_texts
 from hero_platform.store.reader import FeatureStore
-from jobs import train
+from jobs import build_store, train
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
+CORPUS = SyntheticSource(num_train=12, num_val=0, num_test=0, num_scenes=(3, 3), scene_frames=(3, 4))
 TOKEN = "correct-horse-battery"
 READY_S = 120.0
 # without these Chromium looks for hosts of its own makers, all the time
@@ -70,20 +71,37 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def service(tiny_store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """It needs a token, though it is on loopback, so that the page has to be let in."""
-    home = tmp_path_factory.mktemp("serve")
-    settings = ["--name", "learnt", "--store", f"synthetic={tiny_store}", "--steps", "120", "--batch", "24"]
-    quiet = ["--pool", "24", "--tracking.kind", "none", "--evaluation.every", "0", "--checkpoint.every", "60"]
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The root of all outputs of this module."""
+    root = tmp_path_factory.mktemp("serve")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HERO_HOME", str(home))
-        assert train.main(["finetune_synthetic", *settings, *quiet]) == 0
-    films = home / "films"
-    asked = [question.video for question in questions(tiny_store)]
-    write_films(films, SyntheticSource(frame_dim=16, num_train=24, num_val=8, num_test=8), dict.fromkeys(asked))
+        patch.setenv("HERO_HOME", str(root))
+        yield root
+
+
+@pytest.fixture(scope="module")
+def store(home: Path) -> str:
+    """Features of films, and what is asked about them."""
+    pytest.importorskip("av")
+    write_films(home / "films", CORPUS)
+    write_texts(home, CORPUS)
+    made = str(home / "store")
+    words = ["--corpus", "synthetic", "--tokenizer", str(home / "words.txt"), "--clip-seconds", "0", "--out", made]
+    assert build_store.main(["video", str(home / "films"), *words]) == 0
+    asked = ["--corpus", "tvr", "--split", "train", "--store", made, str(home / "train.jsonl")]
+    assert build_store.main(["annotations", *asked]) == 0
+    return made
+
+
+@pytest.fixture(scope="module")
+def service(home: Path, store: str) -> Iterator[Service]:
+    """It needs a token, though it is on loopback, so that the page has to be let in."""
+    settings = ["--name", "learnt", "--store", f"synthetic={store}", "--steps", "120", "--batch", "12"]
+    quiet = ["--pool", "12", "--tracking.kind", "none", "--evaluation.every", "0", "--checkpoint.every", "60"]
+    assert train.main(["finetune_synthetic", *settings, *quiet]) == 0
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    words = ["--run", "learnt", "--store", tiny_store, "--media", str(films), "--port", str(port)]
+    words = ["--run", "learnt", "--store", store, "--port", str(port)]
     outside = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment = {**outside, "HERO_HOME": str(home), "HERO_SERVE_TOKEN": TOKEN, "PYTHONUNBUFFERED": "1"}
     log = home / "log"
@@ -91,7 +109,7 @@ def service(tiny_store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         process = subprocess.Popen(
             [sys.executable, "-m", "jobs.serve", *words], cwd=ROOT, env=environment, stdout=stream, stderr=stream
         )
-    running = Service(process, port, log, home / "runs" / "learnt" / "checkpoints", tiny_store)
+    running = Service(process, port, log, home / "runs" / "learnt" / "checkpoints", store)
     try:
         running.until("ready: ")
         yield running
@@ -197,7 +215,7 @@ def test_a_person_asks_in_a_browser(service: Service, page: Any):
     page.locator("#token").fill("")
     page.keyboard.type(TOKEN)
     page.keyboard.press("Enter")
-    page.get_by_text("40 videos are searched.").wait_for()
+    page.get_by_text("12 videos are searched.").wait_for()
     assert TOKEN not in page.url and TOKEN not in page.content()
 
     asked = questions(service.store)[1]
