@@ -31,6 +31,7 @@ from benchmarks.learning_pool import Job, run_all
 from benchmarks.results import record, spread
 from hero_platform import files, home
 from hero_platform.report.table import aligned, title
+from hero_platform.sources.synthetic import SyntheticSource
 from hero_platform.sources.synthetic_films import write_films, write_texts
 from hero_platform.store.reader import FeatureStore
 from jobs import build_store
@@ -76,8 +77,8 @@ def main() -> None:
         record(
             f"from pixels against given features: {own.train} train and {own.val} val videos of 10.5 frames, 3 queries "
             f"each, {own.steps} steps from scratch, {len(own.seeds)} seeds",
-            f"{recalls} (percent of {SPLIT}; median, min-max of seeds); films to store {encoding:.0f} s, a training and "
-            f"its evaluation {training:.0f} s",
+            f"{recalls} (percent of {SPLIT}; median, min-max of seeds); films to store {encoding:.0f} s, a training "
+            f"and its evaluation {training:.0f} s",
             keep=not own.no_record,
         )
 
@@ -88,6 +89,7 @@ def _draw(own: argparse.Namespace) -> None:
         return
     began = time.monotonic()
     with chosen_source(build_store.parser().parse_args(_synthetic(own))) as (source, _, _):
+        assert isinstance(source, SyntheticSource)
         films = write_films(_place("films"), source)
         write_texts(_place(""), source)  # last: says that all films are there
     _tell(f"{len(films)} films drawn in {time.monotonic() - began:.0f} s")
