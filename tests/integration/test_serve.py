@@ -96,8 +96,8 @@ def store(home: Path) -> str:
 @pytest.fixture(scope="module")
 def service(home: Path, store: str) -> Iterator[Service]:
     """It needs a token, though it is on loopback, so that the page has to be let in."""
-    settings = ["--name", "learnt", "--store", f"synthetic={store}", "--steps", "120", "--batch", "12"]
-    quiet = ["--pool", "12", "--tracking.kind", "none", "--evaluation.every", "0", "--checkpoint.every", "60"]
+    settings = ["--name", "learnt", "--store", f"synthetic={store}", "--steps", "240", "--batch", "12"]
+    quiet = ["--pool", "12", "--tracking.kind", "none", "--evaluation.every", "0", "--checkpoint.every", "120"]
     assert train.main(["finetune_synthetic", *settings, *quiet]) == 0
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -167,7 +167,7 @@ def test_a_new_checkpoint_comes_without_a_failed_request(service: Service):
     for client in clients:
         client.start()
     try:
-        (service.checkpoints / "best.json").write_text('{"step": 60, "metric": "test"}')
+        (service.checkpoints / "best.json").write_text('{"step": 120, "metric": "test"}')
         service.process.send_signal(signal.SIGHUP)
         service.until("answering with ")
         time.sleep(1.0)
@@ -178,8 +178,8 @@ def test_a_new_checkpoint_comes_without_a_failed_request(service: Service):
         ended.set()
         for client in clients:
             client.join()
-    assert failed == [] and seen[0] == "120" and seen[-1] == "060" and len(seen) > 20
-    (service.checkpoints / "best.json").write_text('{"step": 120, "metric": "test"}')
+    assert failed == [] and seen[0] == "240" and seen[-1] == "120" and len(seen) > 20
+    (service.checkpoints / "best.json").write_text('{"step": 240, "metric": "test"}')
     before = service.log.read_text().count("answering with ")
     service.process.send_signal(signal.SIGHUP)
     ends = time.monotonic() + 60
