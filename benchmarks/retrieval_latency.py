@@ -154,6 +154,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 5, 10], help="corpora, in validation splits")
     parser.add_argument("--queries", type=int, default=QUERIES)
     parser.add_argument("--singles", type=int, default=100, help="queries that are asked alone")
+    parser.add_argument(
+        "--sides", nargs="+", choices=SIDES, default=list(SIDES), help="all queries, single ones, the peer"
+    )
     parser.add_argument("--json", help="write the numbers to this file")
     parser.add_argument("--plot", help="draw the growth into this file")
     parser.add_argument("--child", nargs=2, metavar=("WHO", "SIZE"), help=argparse.SUPPRESS)
@@ -166,14 +169,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = []
     for size in own.sizes:
         sides = {}
-        for who in SIDES:
+        for who in own.sides:
             words = ["--child", who, str(size), "--queries", str(own.queries), "--singles", str(own.singles)]
             anonymous, _, said = memory.watch([sys.executable, "-m", "benchmarks.retrieval_latency", *words])
             sides[who] = said | {"memory_mb": anonymous}
             print(size, who, sides[who], flush=True)
         found.append({"videos": size * VIDEOS, **sides})
         record(f"moment search of drawn states: {size * VIDEOS:,} videos, {own.queries:,} queries, 768 wide, 1 thread",
-               _row(**sides))  # fmt: skip
+               _row(sides))  # fmt: skip
     if own.json:
         Path(own.json).write_text(json.dumps({"settings": vars(own), "sizes": found}, indent=1))
     if own.plot:
@@ -277,20 +280,26 @@ def _percentiles(seconds: list[float]) -> dict[str, float]:
     return {f"p{percent}": 1000 * float(np.percentile(seconds, percent)) for percent in (50, 99)}
 
 
-def _row(ours: dict[str, Any], alone: dict[str, Any], dense: dict[str, Any]) -> str:
+def _row(sides: dict[str, dict[str, Any]]) -> str:
     single = "single query p50 {p50:,.0f} ms, p99 {p99:,.0f} ms"
-    text = (
-        f"ours {ours['queries_per_s']:.1f} queries/s (ranking videos {ours['rank_s']:.0f} s, spans"
-        f" {ours['search_s']:.0f} s), {ours['memory_mb']:,.0f} MB; {single.format(**alone['single_ms'])},"
-        f" {alone['memory_mb']:,.0f} MB; right video first {ours['right_first']:.0%}; "
-    )
+    told = []
+    if ours := sides.get("ours"):
+        told.append(
+            f"ours {ours['queries_per_s']:.1f} queries/s (ranking videos {ours['rank_s']:.0f} s, spans"
+            f" {ours['search_s']:.0f} s), {ours['memory_mb']:,.0f} MB; right video first {ours['right_first']:.0%}"
+        )
+    if alone := sides.get("alone"):
+        told.append(f"ours, {single.format(**alone['single_ms'])}, {alone['memory_mb']:,.0f} MB")
+    dense = sides.get("dense", {})
     if "not_run" in dense:
-        return f"{text}dense: {dense['not_run']}"
-    return text + (
-        f"dense {dense['sort_queries_per_s']:.2f} queries/s, with top-k {dense['topk_queries_per_s']:.2f},"
-        f" {single.format(**dense['single_ms'])}, {dense['memory_mb']:,.0f} MB; {dense['agree']:.2%} of the best {KEPT}"
-        f" moments at the same place, scores within 1e-4 (memory: peak, anonymous; {DENSE_QUERIES} queries of dense)"
-    )
+        told.append(f"dense: {dense['not_run']}")
+    elif dense:
+        told.append(
+            f"dense {dense['sort_queries_per_s']:.2f} queries/s, with top-k {dense['topk_queries_per_s']:.2f},"
+            f" {single.format(**dense['single_ms'])}, {dense['memory_mb']:,.0f} MB; {dense['agree']:.2%} of the best"
+            f" {KEPT} moments at the same place, scores within 1e-4 ({DENSE_QUERIES} queries of dense)"
+        )
+    return "; ".join([*told, "memory: peak, anonymous"])
 
 
 def _draw(found: list[dict[str, Any]], path: str) -> None:
@@ -303,16 +312,20 @@ def _draw(found: list[dict[str, Any]], path: str) -> None:
         ("single query, ms", (("alone", "single_ms/p50"), ("alone", "single_ms/p99"), ("dense", "single_ms/p50"))),
         ("peak memory, MB", (("ours", "memory_mb"), ("dense", "memory_mb"))),
     )
+    sizes = [each["videos"] for each in found]
     for axis, (title, lines) in zip(axes, panels, strict=True):
         for who, name in lines:
             top, _, below = name.partition("/")
-            points = [(each["videos"], each[who][top]) for each in found if top in each[who]]
+            points = [(each["videos"], each[who][top]) for each in found if top in each.get(who, ())]
             values = [value[below] if below else value for _, value in points]
-            label = " ".join(
-                [{"alone": "ours"}.get(who, who), *(word for word in ("topk", "p50", "p99") if word in name)]
-            )
-            axis.plot([videos for videos, _ in points], values, "o-", label=label)
+            shown = {"alone": "ours"}.get(who, who)
+            second = next((word for word in ("topk", "p99") if word in name), "")
+            label = " ".join([shown, *(word for word in ("topk", "p50", "p99") if word in name)])
+            style = {"color": "C0" if shown == "ours" else "C1", "linestyle": "--" if second else "-"}
+            axis.plot([videos for videos, _ in points], values, marker="o", label=label, **style)
         axis.set(xscale="log", yscale="log", xlabel="videos", title=title)
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=7)
+        axis.minorticks_off()
         axis.legend(fontsize=7)
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=90)

@@ -102,7 +102,7 @@ class Replica:
             try:
                 self._searcher = self._opened(wanted)
                 said = Said(wanted)
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, RuntimeError) as error:  # PyTorch's own errors are of the last kind
                 said = Said(said.checkpoint, wanted, str(error))
 
     def _opened(self, checkpoint: str) -> Searcher:
