@@ -104,12 +104,14 @@ def run_search(program: str, job: Callable[[], int]) -> int:
     """As `run_job`, for one that may search on Ray workers: what failed there is one line and exit code 1."""
 
     def searching() -> int:
-        from hero_platform.infer.on_ray import SearchFailed
-
         try:
             return job()
-        except SearchFailed as failure:
-            print(f"{program}: {failure}", file=sys.stderr)
+        except RuntimeError as error:
+            from hero_platform.infer.on_ray import SearchFailed  # not before: with torch, it takes seconds
+
+            if not isinstance(error, SearchFailed):
+                raise
+            print(f"{program}: {error}", file=sys.stderr)
             return 1
 
     return run_job(program, searching)

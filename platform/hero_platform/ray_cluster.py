@@ -31,7 +31,6 @@ def cluster(
     cpus_each: int = 1,
     gpus_each: float = 0.0,
     crowded: bool = False,
-    dashboard: bool = True,
 ) -> Iterator[None]:
     """Use the running cluster, or start a local one that leaves nothing behind.
 
@@ -41,7 +40,6 @@ def cluster(
         cpus_each: CPUs that each of them takes.
         gpus_each: GPUs that each of them takes.
         crowded: whether a local cluster may have more workers than this machine has cores.
-        dashboard: whether a local cluster has one; without it Ray Train logs an error each second.
 
     Raises:
         ValueError: the cluster or machine that is there is too small (Ray would wait for ever).
@@ -68,8 +66,7 @@ def cluster(
                 _init(
                     address="local",  # else Ray joins any cluster that it finds on this machine
                     num_cpus=max(needed + 2, os.cpu_count() or 2),  # fewer can deadlock (stack.md 0.5)
-                    include_dashboard=dashboard,
-                    dashboard_host="127.0.0.1",
+                    include_dashboard=False,  # ten more processes, which hold up the start, and gone with the run
                     object_store_memory=OBJECT_STORE_BYTES,
                     _temp_dir=folder,
                     log_to_driver=False,

@@ -146,7 +146,7 @@ def serving(service: Service, checkpoint: str) -> Iterator[Callable[[str], None]
     Raises:
         ValueError: there is no room for so many replicas.
     """
-    with cluster(service.replicas, cpus_each=service.threads, dashboard=False):
+    with cluster(service.replicas, cpus_each=service.threads):
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         options = HTTPOptions(host=service.host, port=service.port)
         serve.start(proxy_location="HeadOnly", http_options=options)
