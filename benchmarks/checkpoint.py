@@ -2,10 +2,11 @@
 
 python -m benchmarks.checkpoint [--device cpu|cuda] [--threads 0] [--batch 32] [--every 10] [--saves 3] [--rounds 3]
 
-Three views of the stall: what the trainer tells (`sys/checkpoint_stall_s`), what the one step behind a checkpoint takes
-longer than a step of a run without any, and what all steps of the first half of an interval, in which the checkpoint is
-copied and written, take longer than those of its second half, summed: also what writing costs them. Two runs of the
-same kind differ too: by how much stands beside it. `--store` names a store where none can be built (that needs Ray).
+Three views of the stall: what the trainer tells (`sys/checkpoint_stall_s`, as a distribution), what the one step behind
+a checkpoint takes longer than a step of a run without any, and what all steps of the first half of an interval, in
+which the checkpoint is copied and written, take longer than those of its second half, summed: also what writing costs
+them. Two runs of the same kind differ too: by how much stands beside it. `--store` names a store where none can be
+built (that needs Ray).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from statistics import mean, median
 
+import numpy as np
 import torch
 
 from benchmarks.results import record
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     record(
         f"checkpoint stall: {own.size}, {size / 1e9:.2f} GB, {name}, {own.batch} TV-like videos a step,"
         f" a checkpoint every {own.every} steps",
-        f"told by the trainer {_ms(told)}; step behind a checkpoint {_ms(behind)}, without checkpoints"
+        f"told by the trainer {_quantiles(told)}; step behind a checkpoint {_ms(behind)}, without checkpoints"
         f" {_ms([seconds for run in without for seconds in run])}; first half of an interval against the second"
         f" {_ms(halves)}, an interval without checkpoints {_ms(runs)}; plain copy {_ms(plain)}; verified load"
         f" {_ms(loads)} (median, min-max; {len(told)} checkpoints)",
@@ -151,6 +153,12 @@ def _seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
+
+
+def _quantiles(seconds: list[float]) -> str:
+    """How they are distributed: of few, p99 is nearly the most."""
+    shown = {f"p{percent}": np.percentile(seconds, percent) for percent in (50, 90, 99)} | {"max": max(seconds)}
+    return ", ".join(f"{name} {1000 * value:.1f}" for name, value in shown.items()) + " ms"
 
 
 def _ms(seconds: list[float]) -> str:

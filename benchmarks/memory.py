@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -34,3 +41,23 @@ def of_tree(root: int) -> list[Memory]:
             own = kilobytes["Private_Clean"] + kilobytes["Private_Dirty"] + kilobytes.get("Private_Hugetlb", 0)
             found.append(Memory(*(1.024e-3 * x for x in (kilobytes["Pss"], kilobytes["Pss_Anon"], own))))
     return found
+
+
+def watch(command: Sequence[str]) -> tuple[float, float, dict[str, Any]]:
+    """Run a command to its end, looking five times a second.
+
+    Returns:
+        Most anonymous memory of one process and most PSS of all together, both in MB, and the JSON in the last line
+        that the command printed.
+    """
+    anonymous = pss = 0.0
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        while child.poll() is None:
+            if seen := of_tree(child.pid):
+                anonymous = max(anonymous, *(process.anonymous for process in seen))
+                pss = max(pss, sum(process.pss for process in seen))
+            time.sleep(0.2)
+        said = child.stdout.read() if child.stdout else ""
+    if child.returncode:
+        raise SystemExit(f"{' '.join(command)} failed")
+    return anonymous, pss, json.loads(said.splitlines()[-1])

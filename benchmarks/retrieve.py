@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import memory
+from benchmarks.memory import ROOT
 from benchmarks.results import record
 
 FACTORS = (1, 4, 16)
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
@@ -52,7 +52,8 @@ def _measure(stores: dict[int, str], checkpoint: str, workers: int, own: argpars
     """Search each corpus and record a row; returns by how much the largest process grew, in MB."""
     parts, largest = [], []
     for factor, store in stores.items():
-        anonymous, pss, found = _watch(store, checkpoint, workers)
+        search = [sys.executable, "-m", "benchmarks.retrieve", "--search", store, checkpoint, str(workers)]
+        anonymous, pss, found = memory.watch(search)
         largest.append(anonymous)
         parts.append(
             f"{factor}x: largest process {anonymous:,.0f} MB anonymous, all processes {pss:,.0f} MB PSS; "
@@ -131,22 +132,6 @@ def _train(folder: Path, store: str) -> str:
     environment = {**os.environ, "HERO_HOME": str(folder)}
     subprocess.run([sys.executable, "-m", "jobs.train", *words, *quiet], cwd=ROOT, env=environment, check=True)
     return str(folder / "runs" / "r" / "checkpoints" / "step_00000002")
-
-
-def _watch(store: str, checkpoint: str, workers: int) -> tuple[float, float, dict[str, Any]]:
-    """One search: most anonymous memory of one process, most PSS of all together, both in MB, and what it said."""
-    command = [sys.executable, "-m", "benchmarks.retrieve", "--search", store, checkpoint, str(workers)]
-    anonymous = pss = 0.0
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
-        while child.poll() is None:
-            if seen := memory.of_tree(child.pid):
-                anonymous = max(anonymous, *(process.anonymous for process in seen))
-                pss = max(pss, sum(process.pss for process in seen))
-            time.sleep(0.2)
-        said = child.stdout.read() if child.stdout else ""
-    if child.returncode:
-        sys.exit(f"the search of {store} failed")
-    return anonymous, pss, json.loads(said.splitlines()[-1])
 
 
 if __name__ == "__main__":

@@ -124,12 +124,16 @@ class QueryHead(nn.Module):
         first_cell = query * frames_FD.shape[0] + (np.cumsum(lengths) - lengths)[own][query]
         cell_P = (torch.from_numpy(first_cell) + layout.positions).to(frames_FD.device, non_blocking=True)
         layout = layout.to(frames_FD.device, non_blocking=True)
-        similarity_P = self._similarity(query_QD, frames_FD).flatten().index_select(0, cell_P)
+        similarity_P = self._similarity(self.span_query(query_QD), frames_FD).flatten().index_select(0, cell_P)
         return SpanLogits(*self._smooth(similarity_P, layout.positions), layout)
 
     def span_logits_all(self, query_QD: Tensor, frames_FD: Tensor, clips: Layout) -> tuple[Tensor, Tensor]:
         """Start and end logits of every query over every frame, `[Q, F]` each; videos never leak into each other."""
-        return self._smooth(self._similarity(query_QD, frames_FD), clips.positions)
+        return self.span_logits_of(self.span_query(query_QD), frames_FD, clips)
+
+    def span_logits_of(self, projected_QD: Tensor, frames_FD: Tensor, clips: Layout) -> tuple[Tensor, Tensor]:
+        """`span_logits_all` of queries that were sent through `span_query` once, to look into many videos."""
+        return self._smooth(self._similarity(projected_QD, frames_FD), clips.positions)
 
     @staticmethod
     def video_scores(query_QD: Tensor, frames_FD: Tensor, clips: Layout) -> Tensor:
@@ -149,10 +153,10 @@ class QueryHead(nn.Module):
             scores_FQ = frames_FD @ query_QD.T
             return torch.cat([scores_NLQ.max(1).values for scores_NLQ in _by_run(scores_FQ, clips)]).T
 
-    def _similarity(self, query_QD: Tensor, frames_FD: Tensor) -> Tensor:
+    @staticmethod
+    def _similarity(projected_QD: Tensor, frames_FD: Tensor) -> Tensor:
         """Unscaled dot products of projected queries and frames, `[Q, F]`."""
-        projected_QD = self.span_query(query_QD)
-        with torch.autocast(query_QD.device.type, enabled=False):
+        with torch.autocast(projected_QD.device.type, enabled=False):
             return _exact(projected_QD) @ _exact(frames_FD).T
 
     def _smooth(self, scores: Tensor, positions_P: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hero_model.decoding import Decoding, best_first, best_spans
+from hero_model.decoding import Decoding, best_first, best_spans, span_scores
 from hero_model.embedder import Timing
 from hero_model.metrics.retrieval import Ranked
 from hero_model.nn.heads import QueryHead
@@ -94,6 +94,26 @@ class Best:
         self._videos_QN[rows] = torch.cat([self._videos_QN[rows], videos], dim=1).gather(1, order)
         self._cells_QN[rows] = torch.cat([self._cells_QN[rows], cells], dim=1).gather(1, order)
 
+    def add_better(self, rows: Tensor, scores: Tensor, video: int) -> None:
+        """Merge scores `[len(rows), cells]` of one video, later than those before; -inf where there is no answer.
+
+        The same as `add`, but only what beats the worst of the list is sorted: of a full list few cells do.
+        """
+        better = scores > self._scores_QN[rows, -1:]
+        row, cell = better.nonzero(as_tuple=True)
+        counts = better.sum(dim=1)
+        some = counts.nonzero().flatten()
+        if not len(some):
+            return
+        counts = counts[some]
+        line = torch.repeat_interleave(counts)  # of each cell in what follows
+        place = torch.arange(len(line), device=line.device) - (counts.cumsum(0) - counts)[line]
+        padded = torch.full((len(some), int(counts.max())), -torch.inf, device=scores.device)
+        cells = torch.zeros(padded.shape, dtype=torch.int64, device=scores.device)
+        padded[line, place] = scores[row, cell]
+        cells[line, place] = cell
+        self.add(rows[some], padded, torch.full_like(cells, video), cells)
+
     def lists(self) -> Lists:
         """What was found so far."""
         return Lists(*(x.cpu().numpy() for x in (self._scores_QN, self._videos_QN, self._cells_QN)))
@@ -144,31 +164,40 @@ class Share:
     @torch.inference_mode()
     def search(self, found: Lists, how: Decoding, moments: Best, inside: Best) -> Iterator[int]:
         """Search the videos here for spans of the queries that found them: `moments`, and `inside` the own video."""
+        parts = units(0, len(self.query_QD), UNIT_QUERIES)
+        projected_QD = torch.cat([self.head.span_query(self.query_QD[unit.start : unit.stop]) for unit in parts])
         visits = _visits(found.videos_QN, self.own_video_Q, range(self.first, self.first + len(self.videos)))
         for unit in units(0, len(self.videos), UNIT_VIDEOS):
             for place in unit:
                 for group in units(0, len(visits[place]), UNIT_QUERIES):
                     queries = visits[place][group.start : group.stop]
-                    self._look_into(place, queries, found, how, moments, inside)
+                    self._look_into(place, queries, projected_QD, found, how, moments, inside)
             yield len(unit)
 
     def _look_into(
-        self, place: int, queries: np.ndarray, found: Lists, how: Decoding, moments: Best, inside: Best
+        self,
+        place: int,
+        queries: np.ndarray,
+        projected_QD: Tensor,
+        found: Lists,
+        how: Decoding,
+        moments: Best,
+        inside: Best,
     ) -> None:
         """Search one video for spans of a unit of queries."""
         device, video = self.query_QD.device, self.first + place
         frames_LD, clip = self.videos.read(place, place + 1, device)
         rows = torch.from_numpy(queries).to(device)
-        start_CL, end_CL = self.head.span_logits_all(self.query_QD[rows], frames_LD, clip)
-        scores_CN, cells_CN = best_spans(start_CL.float().softmax(-1), end_CL.float().softmax(-1), how)
-        of_video = torch.full_like(cells_CN, video)
-        own = torch.from_numpy(self.own_video_Q[queries] == video).to(device)
-        inside.add(rows[own], scores_CN[own], of_video[own], cells_CN[own])
+        logits = self.head.span_logits_of(projected_QD[rows], frames_LD, clip)
+        start_CL, end_CL = (logits_CL.float().softmax(-1) for logits_CL in logits)
+        if len(own := np.flatnonzero(self.own_video_Q[queries] == video)):
+            scores_CN, cells_CN = best_spans(start_CL[own], end_CL[own], how)
+            inside.add(rows[own], scores_CN, torch.full_like(cells_CN, video), cells_CN)
         ranks = found.videos_QN[queries] == video
-        weight_C = torch.from_numpy(np.where(ranks, found.scores_QN[queries], 0).sum(axis=1)).to(device)
-        chosen = torch.from_numpy(ranks.any(axis=1)).to(device)
-        weighted_CN = torch.where(scores_CN > -torch.inf, scores_CN * weight_C[:, None], -torch.inf)
-        moments.add(rows[chosen], weighted_CN[chosen], of_video[chosen], cells_CN[chosen])
+        if len(chosen := np.flatnonzero(ranks.any(axis=1))):
+            weight_C = torch.from_numpy(np.where(ranks, found.scores_QN[queries], 0).sum(axis=1)[chosen]).to(device)
+            scores_CS = span_scores(start_CL[chosen], end_CL[chosen], how)
+            moments.add_better(rows[chosen], scores_CS * weight_C[:, None], video)
 
     def _video_blocks(self) -> list[range]:
         return self.blocks.of(len(self.videos), self.blocks.videos, UNIT_VIDEOS)

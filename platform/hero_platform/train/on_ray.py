@@ -156,14 +156,14 @@ def ray_worker(payload: Mapping[str, Any]) -> None:
     device = ray.train.torch.get_device() if config.scale.gpus_per_worker > 0 else torch.device("cpu")
     tracker: Tracker | None = make_tracker(config, folder) if comm.rank == 0 else None
     status: Status | None = "FAILED"
-    write = _progress(config, folder) if comm.rank == 0 else None
+    shown = shown_progress(folder) if comm.rank == 0 else contextlib.nullcontext()
     reached = 0
 
     def progress(step: int, metrics: Mapping[str, float]) -> None:
         nonlocal reached
         reached = step
-        if write is not None:
-            write(step, metrics)
+        if show is not None:
+            show(step, metrics)
 
     held = only_one(folder) if comm.rank == 0 else contextlib.nullcontext()
     node = context.get_node_rank()
@@ -171,7 +171,7 @@ def ray_worker(payload: Mapping[str, Any]) -> None:
     speaks = node > 0 and context.get_local_rank() == 0
     load = reported(folder, node) if speaks else contextlib.nullcontext()
     share = share_of_machine() if config.tracking.sweep else 1.0  # other trials have the rest
-    with _messages(folder, comm.rank), load, held as lease:
+    with _messages(folder, comm.rank), load, held as lease, shown as show:
         try:
             outcome = train(
                 config,
@@ -197,18 +197,36 @@ def ray_worker(payload: Mapping[str, Any]) -> None:
                 close(tracker, status)
 
 
-def _progress(config: RunConfig, folder: str) -> Callable[[int, Mapping[str, float]], None]:
-    """Write the progress for the driver, not at every step."""
+@contextlib.contextmanager
+def shown_progress(folder: str) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """Write the progress for the driver, now and then and at the end, from a thread: a step would wait for the disk.
+
+    What cannot be written is left out: checkpoints and the record say what is wrong with the folder.
+    """
     every = REMOTE_LOOK_EVERY_S if files.is_remote(folder) else 1.0
-    written = -every
+    newest: dict[str, Any] = {}
+    over = threading.Event()
 
-    def write(step: int, metrics: Mapping[str, float]) -> None:
-        nonlocal written
-        if time.monotonic() - written >= every or step == config.steps:
-            written = time.monotonic()
-            files.write_json(files.join(folder, PROGRESS_FILE), {"step": step, "metrics": dict(metrics)})
+    def show(step: int, metrics: Mapping[str, float]) -> None:
+        nonlocal newest
+        newest = {"step": step, "metrics": dict(metrics)}
 
-    return write
+    def write() -> None:
+        written, ends = newest, False
+        while not ends:
+            ends = over.wait(every)
+            if (now := newest) is not written:
+                written = now
+                with contextlib.suppress(OSError):
+                    files.write_json(files.join(folder, PROGRESS_FILE), now)
+
+    thread = threading.Thread(target=write, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield show
+    finally:
+        over.set()
+        thread.join()
 
 
 def _signal(config: RunConfig, folder: str, comm: Comm, device: torch.device) -> Callable[[], Signal]:

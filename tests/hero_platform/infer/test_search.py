@@ -28,7 +28,7 @@ from hero_platform.infer import on_ray
 from hero_platform.infer.embed import UNIT_QUERIES, UNIT_VIDEOS, VideoStates, share, units
 from hero_platform.infer.evaluation import load_model
 from hero_platform.infer.moments import Corpus
-from hero_platform.infer.retrieve import Answers, Blocks, Lists
+from hero_platform.infer.retrieve import Answers, Best, Blocks, Lists
 from hero_platform.infer.search import Part, Request, find_moments, find_videos
 from hero_platform.store.reader import FeatureStore
 from jobs import evaluate, train
@@ -141,6 +141,23 @@ def test_best_first_is_a_stable_sort(scores, keep):
     table = torch.tensor([scores, scores[::-1]], dtype=torch.float32)
     wanted = table.sort(dim=1, descending=True, stable=True).indices[:, :keep]
     assert torch.equal(best_first(table, keep), wanted)
+
+
+def test_only_what_beats_a_full_list_is_sorted_and_the_list_is_the_same():
+    rng = np.random.default_rng(0)
+    one, other = (Best(8, 5, CPU) for _ in range(2))
+    for video in range(6):
+        rows = torch.from_numpy(np.flatnonzero(rng.random(8) < 0.7))
+        scores = torch.from_numpy(rng.choice([-np.inf, 0.1, 0.2, 0.3, 0.4], (len(rows), 7)).astype(np.float32))
+        cells = torch.arange(7).expand(len(rows), 7)
+        shown = torch.where(scores > -torch.inf, cells, 0)
+        one.add(rows, scores, torch.where(scores > -torch.inf, video, -1), shown)
+        other.add_better(rows, scores, video)
+    used = one.lists().scores_QN > -np.inf
+    assert used.all(axis=1).sum() > 4, "lists were full, so something was left out"
+    for expected, found in zip(one.lists(), other.lists(), strict=True):
+        assert np.array_equal(expected[used], found[used])
+    assert np.array_equal(used, other.lists().scores_QN > -np.inf)
 
 
 @settings(deadline=None)
