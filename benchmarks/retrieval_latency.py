@@ -9,9 +9,10 @@ videos have cosines of about 0.4 with a spread of 0.06, the right one about 0.2 
 video a spread of about 2. The row says how often the right video came first.
 
 Ours is what `jobs.evaluate` runs behind encoding (`infer.search.Part`): states come from a file. A single query goes
-the same way alone. The peer keeps all states padded in memory, scores 80 queries at a time against all of them, and
-sorts every cell of each query's best 100 videos (hero.md 4.2); "top-k" is the same with its sort replaced. Before it is
-timed, its best 100 moments are compared with ours. Each search is a process of its own with one thread.
+the way of `jobs.search` (`hero_model.retriever`), in a mapped file; its text is not encoded here. The peer keeps all
+states padded in memory, scores 80 queries at a time against all of them, and sorts every cell of each query's best 100
+videos (hero.md 4.2); "top-k" is the same with its sort replaced. Before it is timed, its best 100 moments are compared
+with ours. Each search is a process of its own with one thread.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,9 +34,13 @@ import torch.nn.functional as F
 from benchmarks import memory
 from benchmarks.results import record
 from hero_model.config import base
+from hero_model.decoding import Decoding
+from hero_model.embedder import Timing
 from hero_model.nn.heads import SCORE_EPS, QueryHead
-from hero_platform.infer.embed import UNIT_VIDEOS, Timing, units
-from hero_platform.infer.retrieve import Best, Blocks, Decoding, Share, ranked
+from hero_model.retriever import Retriever, VideoIndex
+from hero_model.tasks import MomentRetrieval
+from hero_platform.infer.embed import UNIT_VIDEOS, units
+from hero_platform.infer.retrieve import ranked
 from hero_platform.infer.search import Part, Request
 
 VIDEOS, QUERIES = 2_179, 10_895  # TVR, validation
@@ -62,7 +68,7 @@ class Drawn:
         other_QK = rng.standard_normal((num_queries, TOPICS), np.float32)
         topics_QK = LIKENESS * self.topics_BK[self.own_video_Q] + (1 - LIKENESS**2) ** 0.5 * other_QK
         self.query_QD = self._vectors(topics_QK, rng)
-        self.device = torch.device("cpu")
+        self.device, self.task = torch.device("cpu"), MomentRetrieval()
         self.head = _head(self.common_D)
 
     def rows(self, indices: np.ndarray) -> np.ndarray:
@@ -148,6 +154,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 5, 10], help="corpora, in validation splits")
     parser.add_argument("--queries", type=int, default=QUERIES)
     parser.add_argument("--singles", type=int, default=100, help="queries that are asked alone")
+    parser.add_argument(
+        "--sides", nargs="+", choices=SIDES, default=list(SIDES), help="all queries, single ones, the peer"
+    )
     parser.add_argument("--json", help="write the numbers to this file")
     parser.add_argument("--plot", help="draw the growth into this file")
     parser.add_argument("--child", nargs=2, metavar=("WHO", "SIZE"), help=argparse.SUPPRESS)
@@ -155,19 +164,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     if own.child:
         torch.set_num_threads(1)
         who, size = own.child
-        print(json.dumps({"ours": _ours, "dense": _dense}[who](int(size) * VIDEOS, own)))
+        print(json.dumps(SIDES[who](int(size) * VIDEOS, own)))
         return
     found = []
     for size in own.sizes:
         sides = {}
-        for who in ("ours", "dense"):
+        for who in own.sides:
             words = ["--child", who, str(size), "--queries", str(own.queries), "--singles", str(own.singles)]
             anonymous, _, said = memory.watch([sys.executable, "-m", "benchmarks.retrieval_latency", *words])
             sides[who] = said | {"memory_mb": anonymous}
             print(size, who, sides[who], flush=True)
         found.append({"videos": size * VIDEOS, **sides})
         record(f"moment search of drawn states: {size * VIDEOS:,} videos, {own.queries:,} queries, 768 wide, 1 thread",
-               _row(**sides))  # fmt: skip
+               _row(sides))  # fmt: skip
     if own.json:
         Path(own.json).write_text(json.dumps({"settings": vars(own), "sizes": found}, indent=1))
     if own.plot:
@@ -175,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _ours(num_videos: int, own: argparse.Namespace) -> dict[str, Any]:
-    """All queries as an evaluation searches them, then some alone."""
+    """All queries as an evaluation searches them."""
     drawn, part = _encoded(num_videos, own.queries)
     began = time.perf_counter()
     _exhaust(part.rank(True, drawn.query_QD))
@@ -185,13 +194,11 @@ def _ours(num_videos: int, own: argparse.Namespace) -> dict[str, Any]:
     _exhaust(part.search(*found))
     search_s = time.perf_counter() - began
     first = float((found.videos_QN[:, 0] == drawn.own_video_Q).mean())
-    alone = [_alone(drawn, part, query) for query in _spread(own.queries, own.singles)]
     return {
         "rank_s": rank_s,
         "search_s": search_s,
         "queries_per_s": own.queries / (rank_s + search_s),
         "right_first": first,
-        "single_ms": _percentiles(alone),
     }
 
 
@@ -208,16 +215,23 @@ def _exhaust(phase: Any) -> None:
         pass
 
 
-def _alone(drawn: Drawn, part: Part, query: int) -> float:
-    """Seconds of one query, whose own video is not known."""
-    began = time.perf_counter()
-    how, nobody = Decoding(), np.array([-1])
-    share = Share(drawn.head, part.states, 0, torch.from_numpy(drawn.query_QD[[query]]), nobody, Blocks())
-    best, moments, inside = (Best(1, keep, drawn.device) for keep in (how.num_videos, how.num_spans, how.num_spans))
-    _exhaust(share.rank(best, torch.zeros(1), how.alpha))
-    _exhaust(share.search(best.lists(), how, moments, inside))
-    ranked(moments.lists(), part.timing(), how)
-    return time.perf_counter() - began
+def _alone(num_videos: int, own: argparse.Namespace) -> dict[str, Any]:
+    """Some queries one by one, as a user asks them."""
+    drawn = Drawn(num_videos, own.queries)
+    with tempfile.NamedTemporaryFile() as file:
+        for unit in units(0, num_videos, UNIT_VIDEOS):
+            file.write(drawn.videos(np.arange(unit.start, unit.stop))[1].numpy().data)
+        file.flush()
+        states_FD = torch.from_numpy(np.memmap(file.name, np.float32, "r+").reshape(-1, WIDTH))
+        timing = Timing(np.full(num_videos, INTERVAL_S), drawn.num_frames)
+        index = VideoIndex.of([str(number) for number in range(num_videos)], timing, states_FD)
+        asks = Retriever(drawn, None)
+        spent = []
+        for query in _spread(own.queries, own.singles):
+            began = time.perf_counter()
+            asks.retrieve(torch.from_numpy(drawn.query_QD[[query]]), index, how=Decoding())
+            spent.append(time.perf_counter() - began)
+    return {"single_ms": _percentiles(spent)}
 
 
 def _dense(num_videos: int, own: argparse.Namespace) -> dict[str, Any]:
@@ -244,6 +258,9 @@ def _dense(num_videos: int, own: argparse.Namespace) -> dict[str, Any]:
     return result | {"single_ms": _percentiles(alone)}
 
 
+SIDES = {"ours": _ours, "alone": _alone, "dense": _dense}
+
+
 def _compare(ours: Any, dense: Dense, found: tuple[torch.Tensor, ...]) -> float:
     """The part of the best moments that are the same at the same place; others may only change places among equals."""
     scores_QN, videos_QN, cells_QN = (column[:, :KEPT].numpy() for column in found)
@@ -263,20 +280,26 @@ def _percentiles(seconds: list[float]) -> dict[str, float]:
     return {f"p{percent}": 1000 * float(np.percentile(seconds, percent)) for percent in (50, 99)}
 
 
-def _row(ours: dict[str, Any], dense: dict[str, Any]) -> str:
+def _row(sides: dict[str, dict[str, Any]]) -> str:
     single = "single query p50 {p50:,.0f} ms, p99 {p99:,.0f} ms"
-    text = (
-        f"ours {ours['queries_per_s']:.1f} queries/s (ranking videos {ours['rank_s']:.0f} s, spans"
-        f" {ours['search_s']:.0f} s), {single.format(**ours['single_ms'])}, {ours['memory_mb']:,.0f} MB; right video"
-        f" first {ours['right_first']:.0%}; "
-    )
+    told = []
+    if ours := sides.get("ours"):
+        told.append(
+            f"ours {ours['queries_per_s']:.1f} queries/s (ranking videos {ours['rank_s']:.0f} s, spans"
+            f" {ours['search_s']:.0f} s), {ours['memory_mb']:,.0f} MB; right video first {ours['right_first']:.0%}"
+        )
+    if alone := sides.get("alone"):
+        told.append(f"ours, {single.format(**alone['single_ms'])}, {alone['memory_mb']:,.0f} MB")
+    dense = sides.get("dense", {})
     if "not_run" in dense:
-        return f"{text}dense: {dense['not_run']}"
-    return text + (
-        f"dense {dense['sort_queries_per_s']:.2f} queries/s, with top-k {dense['topk_queries_per_s']:.2f},"
-        f" {single.format(**dense['single_ms'])}, {dense['memory_mb']:,.0f} MB; {dense['agree']:.2%} of the best {KEPT}"
-        f" moments at the same place, scores within 1e-4 (memory: peak, anonymous; {DENSE_QUERIES} queries of dense)"
-    )
+        told.append(f"dense: {dense['not_run']}")
+    elif dense:
+        told.append(
+            f"dense {dense['sort_queries_per_s']:.2f} queries/s, with top-k {dense['topk_queries_per_s']:.2f},"
+            f" {single.format(**dense['single_ms'])}, {dense['memory_mb']:,.0f} MB; {dense['agree']:.2%} of the best"
+            f" {KEPT} moments at the same place, scores within 1e-4 ({DENSE_QUERIES} queries of dense)"
+        )
+    return "; ".join([*told, "memory: peak, anonymous"])
 
 
 def _draw(found: list[dict[str, Any]], path: str) -> None:
@@ -286,17 +309,23 @@ def _draw(found: list[dict[str, Any]], path: str) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.8), constrained_layout=True)
     panels = (
         ("queries/s", (("ours", "queries_per_s"), ("dense", "sort_queries_per_s"), ("dense", "topk_queries_per_s"))),
-        ("single query, ms", (("ours", "single_ms/p50"), ("ours", "single_ms/p99"), ("dense", "single_ms/p50"))),
+        ("single query, ms", (("alone", "single_ms/p50"), ("alone", "single_ms/p99"), ("dense", "single_ms/p50"))),
         ("peak memory, MB", (("ours", "memory_mb"), ("dense", "memory_mb"))),
     )
+    sizes = [each["videos"] for each in found]
     for axis, (title, lines) in zip(axes, panels, strict=True):
         for who, name in lines:
             top, _, below = name.partition("/")
-            points = [(each["videos"], each[who][top]) for each in found if top in each[who]]
+            points = [(each["videos"], each[who][top]) for each in found if top in each.get(who, ())]
             values = [value[below] if below else value for _, value in points]
-            label = " ".join([who, *(word for word in ("topk", "p50", "p99") if word in name)])
-            axis.plot([videos for videos, _ in points], values, "o-", label=label)
+            shown = {"alone": "ours"}.get(who, who)
+            second = next((word for word in ("topk", "p99") if word in name), "")
+            label = " ".join([shown, *(word for word in ("topk", "p50", "p99") if word in name)])
+            style = {"color": "C0" if shown == "ours" else "C1", "linestyle": "--" if second else "-"}
+            axis.plot([videos for videos, _ in points], values, marker="o", label=label, **style)
         axis.set(xscale="log", yscale="log", xlabel="videos", title=title)
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=7)
+        axis.minorticks_off()
         axis.legend(fontsize=7)
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=90)

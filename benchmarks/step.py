@@ -227,6 +227,18 @@ def _summary(
     }
 
 
+def against_oracle(found: dict[str, Any]) -> list[str]:
+    """How many times as fast as the padded oracle each other variant is, round by round."""
+    slow = found["variants"].get("padded oracle")
+    return [
+        f"{name}: {what} {spread([fast / other for fast, other in zip(one[key], slow[key], strict=True)])} times as"
+        " fast as the padded oracle"
+        for name, one in found["variants"].items()
+        if slow and one is not slow
+        for what, key in (("a step", "videos_per_s"), ("forward and backward", "without_optimizer_videos_per_s"))
+    ]
+
+
 def told(own: argparse.Namespace, found: dict[str, Any]) -> str:
     """What was measured, as people read it."""
     lines = [
@@ -239,12 +251,7 @@ def told(own: argparse.Namespace, found: dict[str, Any]) -> str:
         for name, one in found["variants"].items()
     ]
     lines += [f"{name}: not measured ({why})" for name, why in found["not_measured"].items()]
-    slow = found["variants"].get("padded oracle")
-    for name, one in found["variants"].items():
-        if slow and one is not slow:
-            for what, key in (("a step", "videos_per_s"), ("forward and backward", "without_optimizer_videos_per_s")):
-                ratios = [fast / other for fast, other in zip(one[key], slow[key], strict=True)]
-                lines.append(f"{name}: {what} {spread(ratios)} times as fast as the padded oracle")
+    lines += against_oracle(found)
     lines.append(f"matrix product {spread(found['product_tflops'])} TFLOP/s; {found['graphs']} graphs compiled, "
                  f"{found['graphs_of_timed_rounds']} more while timing")  # fmt: skip
     return "\n".join(lines)
@@ -280,8 +287,12 @@ def main() -> None:
     print(told(own, found))
     how = f"bf16, {torch.cuda.get_device_name()}" if own.device == "cuda" else f"fp32, {own.threads} threads"
     name = f"step: {own.size}, {own.task}, {own.batch} TV-like videos, {how}, {own.clock} clock"
-    medians = ", ".join(f"{n} {spread(one['videos_per_s'])}" for n, one in found["variants"].items())
-    print(row(name, f"videos/s with the optimizer: {medians} (median, min-max of {own.rounds})"))
+    speeds = ", ".join(
+        f"{n} {spread(one['videos_per_s'])} and {spread(one['of_matrix_rate'])} of the matrix rate without it"
+        for n, one in found["variants"].items()
+    )
+    said = "; ".join([f"videos/s with the optimizer: {speeds}", *against_oracle(found)])
+    print(row(name, f"{said} (median, min-max of {own.rounds})"))
     if own.json:
         own.json.write_text(json.dumps({"benchmark": name, **found}, indent=1))
 

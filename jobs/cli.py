@@ -100,6 +100,23 @@ def run_job(program: str, job: Callable[[], int]) -> int:
         return 130
 
 
+def run_search(program: str, job: Callable[[], int]) -> int:
+    """As `run_job`, for one that may search on Ray workers: what failed there is one line and exit code 1."""
+
+    def searching() -> int:
+        try:
+            return job()
+        except RuntimeError as error:
+            from hero_platform.infer.on_ray import SearchFailed  # not before: with torch, it takes seconds
+
+            if not isinstance(error, SearchFailed):
+                raise
+            print(f"{program}: {error}", file=sys.stderr)
+            return 1
+
+    return run_job(program, searching)
+
+
 def _misplaced(error: OSError) -> str:
     """What to say of a folder where a file belongs, or the other way round."""
     path = error.filename2 or error.filename  # of a rename the second, which is what the user named

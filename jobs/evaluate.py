@@ -9,12 +9,11 @@ python -m jobs.evaluate --checkpoint PATH/step_00005000 --corpus tvr --split val
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import Parser, add_checkpoint, add_common, checkpoint_of, program_of, run_job, write_json
+from jobs.cli import Parser, add_checkpoint, add_common, checkpoint_of, program_of, run_search, write_json
 
 if TYPE_CHECKING:
     from hero_model.tasks import Task
@@ -62,20 +61,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, search, score; returns the exit code."""
     own = parser().parse_args(argv)
-    return run_job(PROGRAM, lambda: _evaluate(own))
+    return run_search(PROGRAM, lambda: _evaluate(own))
 
 
 def _evaluate(own: argparse.Namespace) -> int:
-    from hero_platform.infer.on_ray import SearchFailed
-
-    try:
-        return _job(own)
-    except SearchFailed as failure:
-        print(f"{PROGRAM}: {failure}", file=sys.stderr)
-        return 1
-
-
-def _job(own: argparse.Namespace) -> int:
     from hero_platform import files, home
     from hero_platform.infer.evaluation import Model, load_model, write_evaluation
     from hero_platform.infer.evaluators import EVALUATORS, evaluated_task

@@ -10,12 +10,11 @@ The first call of a checkpoint on a store encodes all its videos and keeps the r
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import Parser, add_checkpoint, add_json, checkpoint_of, program_of, run_job, write_json
+from jobs.cli import Parser, add_checkpoint, add_json, checkpoint_of, program_of, run_search, write_json
 
 if TYPE_CHECKING:
     from hero_platform.infer.searcher import Answer, Searcher
@@ -50,20 +49,10 @@ def add_store(built: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, search, print; returns the exit code."""
     own = parser().parse_args(argv)
-    return run_job(PROGRAM, lambda: _search(own))
+    return run_search(PROGRAM, lambda: _search(own))
 
 
 def _search(own: argparse.Namespace) -> int:
-    from hero_platform.infer.on_ray import SearchFailed
-
-    try:
-        return _job(own)
-    except SearchFailed as failure:
-        print(f"{PROGRAM}: {failure}", file=sys.stderr)
-        return 1
-
-
-def _job(own: argparse.Namespace) -> int:
     began = time.perf_counter()
     from hero_platform.infer.films import films_of
     from hero_platform.infer.search import threads

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from jobs.cli import Parser, add_checkpoint, checkpoint_of, program_of, run_job
+from jobs.cli import Parser, add_checkpoint, checkpoint_of, program_of, run_search
 from jobs.search import add_store
 
 if TYPE_CHECKING:
@@ -48,12 +48,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, serve until a signal comes; returns the exit code."""
     own = parser().parse_args(argv)
-    return run_job(PROGRAM, lambda: _serve(own))
+    return run_search(PROGRAM, lambda: _serve(own))
 
 
 def _serve(own: argparse.Namespace) -> int:
     from hero_platform.infer.films import films_of
-    from hero_platform.infer.on_ray import SearchFailed
     from hero_platform.serving.access import TOKEN_VARIABLE, Access
     from hero_platform.store.reader import FeatureStore
 
@@ -63,11 +62,7 @@ def _serve(own: argparse.Namespace) -> int:
     store = FeatureStore.open(own.store)
     media = films_of(store, own.media)
     checkpoint = checkpoint_of(own)
-    try:
-        _prepare(own, checkpoint)
-    except SearchFailed as failure:
-        print(f"{PROGRAM}: {failure}", file=sys.stderr)
-        return 1
+    _prepare(own, checkpoint)
     from hero_platform.serving.on_ray import Service, serving
 
     service = Service(

@@ -134,3 +134,21 @@ def wide_store(tmp_path_factory: pytest.TempPathFactory) -> str:
     short = {"num_scenes": (2, 4), "scene_frames": (2, 4)}
     sizes = {"num_train": 1024, "num_val": 140, "num_test": 0, "annotated_train": 300}
     return _build(tmp_path_factory.mktemp("wide"), shard_bytes=200_000, **sizes, **short)
+
+
+@pytest.fixture
+def store_made_by(tiny_store: str, tmp_path: Path) -> Callable[..., str]:
+    """Copies the tiny store and has it say which encoder made its features; returns the path."""
+    from dataclasses import replace
+
+    from hero_platform.store.manifest import Manifest
+
+    def made(name: str, weights: str, side: int = 224, **said: str) -> str:
+        path = str(tmp_path / f"{name}-{weights[:4]}-{side}")
+        shutil.copytree(tiny_store, path)
+        encoder = {"name": name, "weights_sha256": weights, "preprocessing": {"size": [side, side]}, **said}
+        manifest = Manifest.read(path)
+        replace(manifest, source={**manifest.source, "encoders": [encoder]}).write(path)
+        return path
+
+    return made

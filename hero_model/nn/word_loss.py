@@ -33,8 +33,9 @@ def word_cross_entropy(x_MD: Tensor, words_VD: Tensor, bias_V: Tensor, targets_M
         targets_M: `[M]` int64 in [0, N).
         num_words: N; later rows of the table score nothing.
     """
-    device = x_MD.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_MD.dtype
+    device, dtype = x_MD.device.type, x_MD.dtype
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
     with full_precision(x_MD):
         loss, correct = _WordCrossEntropy.apply(
             x_MD, words_VD, bias_V, targets_M, num_words, dtype, torch.is_grad_enabled()

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from hero_model.config import HeroConfig, TextIds
 from hero_model.tasks import Task
+from hero_platform.store.media import Encoder
 
 
 def execution(default: Any) -> Any:
@@ -142,6 +143,7 @@ class RunConfig:
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     init_from: str = execution("")  # a run's name or a folder with one or more checkpoints; weights only
     init_digest: str = ""  # of the weights `init_from` named when the run was first started
+    encoders: tuple[Encoder, ...] = execution(())  # what made its features; digests of stores cover them. (): unknown
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

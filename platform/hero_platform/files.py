@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -62,18 +63,21 @@ def parent_of(path: str | os.PathLike[str]) -> str:
 def filesystem(path: str | os.PathLike[str]) -> tuple[Any, str]:
     """Return the fsspec file system of `path` and the path inside it. Listings are never cached: others write too.
 
+    Names are taken as they are, `::` too, which fsspec's own `url_to_fs` takes for a chain of file systems.
+
     Raises:
-        ValueError: a URL holds a user or a password.
+        ValueError: a URL holds a user or a password, or no file system has its scheme.
     """
     import fsspec
 
     text = os.fspath(path)
-    if is_remote(text):
-        check_address(text)
-        fs, inner = fsspec.core.url_to_fs(text, use_listings_cache=False)
-        transfer.watch(fs)
-        return fs, inner
-    return fsspec.core.url_to_fs(text)
+    if not is_remote(text):
+        fs = fsspec.filesystem("file")
+        return fs, fs._strip_protocol(text)
+    check_address(text)
+    fs = fsspec.filesystem(text.split("://", 1)[0], use_listings_cache=False)
+    transfer.watch(fs)
+    return fs, fs._strip_protocol(text)
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
@@ -117,6 +121,16 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         return Path(path).read_bytes()
     with _reached(path) as (fs, inner):
         return bytes(fs.cat_file(inner))
+
+
+def read_range(path: str | os.PathLike[str], start: int, stop: int) -> bytes:
+    """Bytes `start .. stop - 1` of a file, fewer where it ends before. Raises FileNotFoundError if it is not there."""
+    if not is_remote(path):
+        with open(path, "rb") as stream:
+            stream.seek(start)
+            return stream.read(stop - start)
+    with _reached(path) as (fs, inner):
+        return bytes(fs.cat_file(inner, start=start, end=stop))
 
 
 def open_read(path: str | os.PathLike[str]) -> BinaryIO:
@@ -252,20 +266,38 @@ def entries(path: str | os.PathLike[str]) -> dict[str, Entry]:
         found = fs.find(inner, detail=True) if fs.exists(inner) else {}
     prefix = inner.rstrip("/") + "/"
     return {
-        file.removeprefix(prefix): Entry(
-            int(info["size"]), info["LastModified"].timestamp() if "LastModified" in info else info["created"]
-        )
+        file.removeprefix(prefix): _entry(info)
         for file, info in found.items()
         if file != inner and not file.endswith("/")
     }
+
+
+def entry_of(path: str | os.PathLike[str]) -> Entry:
+    """Size and last change of one file. Raises FileNotFoundError when no file is there, or something else is."""
+    if not is_remote(path):
+        found = os.stat(path)
+        if stat.S_ISREG(found.st_mode):
+            return Entry(found.st_size, found.st_mtime)
+    else:
+        with _reached(path) as (fs, inner):
+            info = fs.info(inner)
+        if info["type"] == "file":
+            return _entry(info)
+    raise FileNotFoundError(errno.ENOENT, "no file", os.fspath(path))
+
+
+def _entry(info: dict[str, Any]) -> Entry:
+    """What a remote file system says of a file. One in memory, as in tests, has other names, and two kinds of times."""
+    changed = info["LastModified"] if "LastModified" in info else info["created"]
+    return Entry(int(info["size"]), changed if isinstance(changed, float) else changed.timestamp())
 
 
 def _walk(root: str) -> Iterator[tuple[str, Entry]]:
     for folder, _, names in os.walk(root):
         for path in (os.path.join(folder, name) for name in names):
             with suppress(FileNotFoundError):  # removed meanwhile
-                stat = os.stat(path)
-                yield os.path.relpath(path, root), Entry(stat.st_size, stat.st_mtime)
+                found = os.stat(path)
+                yield os.path.relpath(path, root), Entry(found.st_size, found.st_mtime)
 
 
 def copy_file(src: str | os.PathLike[str], dest: str | os.PathLike[str]) -> None:

@@ -10,13 +10,17 @@ import secrets
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from hero_platform.scratch import scratch
 
 OBJECT_STORE_BYTES = 200 << 20  # weights and features never pass through it
+# Ray trains in a thread that is not the main one. There glibc takes memory from an arena of that thread, which can keep
+# nothing larger than 64 MB: each large tensor is mapped anew, page by page. With one arena for all threads it is kept
+# (`train.determinism`). glibc reads this as a process starts; another C library does not.
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 
 @contextlib.contextmanager
@@ -27,7 +31,6 @@ def cluster(
     cpus_each: int = 1,
     gpus_each: float = 0.0,
     crowded: bool = False,
-    dashboard: bool = True,
 ) -> Iterator[None]:
     """Use the running cluster, or start a local one that leaves nothing behind.
 
@@ -37,7 +40,6 @@ def cluster(
         cpus_each: CPUs that each of them takes.
         gpus_each: GPUs that each of them takes.
         crowded: whether a local cluster may have more workers than this machine has cores.
-        dashboard: whether a local cluster has one; without it Ray Train logs an error each second.
 
     Raises:
         ValueError: the cluster or machine that is there is too small (Ray would wait for ever).
@@ -58,12 +60,13 @@ def cluster(
     with scratch("hero-ray-") as folder:
         try:
             _keep_token_private()
-            with _temporary_files_in(folder):
+            # Ray's processes are ended before they clear up (the dashboard leaves sockets): their place will go
+            tempfile.gettempdir()  # remembered, so this process goes on with its own
+            with _environment({"TMPDIR": folder, **ONE_ARENA}):
                 _init(
                     address="local",  # else Ray joins any cluster that it finds on this machine
                     num_cpus=max(needed + 2, os.cpu_count() or 2),  # fewer can deadlock (stack.md 0.5)
-                    include_dashboard=dashboard,
-                    dashboard_host="127.0.0.1",
+                    include_dashboard=False,  # ten more processes, which hold up the start, and gone with the run
                     object_store_memory=OBJECT_STORE_BYTES,
                     _temp_dir=folder,
                     log_to_driver=False,
@@ -185,15 +188,15 @@ def _groups_of_their_own() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _temporary_files_in(folder: str) -> Iterator[None]:
-    """Ray's processes are ended before they clear up (the dashboard leaves sockets): they get a place that will go."""
-    tempfile.gettempdir()  # remembered, so this process goes on with its own
-    before = os.environ.get("TMPDIR")
-    os.environ["TMPDIR"] = folder
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Processes that are started in the block have these, too."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["TMPDIR"]
-        else:
-            os.environ["TMPDIR"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

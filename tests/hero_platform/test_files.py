@@ -31,6 +31,28 @@ def test_write_read_list_and_remove(root):
     assert not files.exists(files.join(root, "a/x.json"))
 
 
+def test_a_part_of_a_file_and_what_is_known_of_it(root):
+    path = files.join(root, "deep", "x")
+    files.write_bytes(path, b"0123456789")
+    assert files.read_range(path, 2, 5) == b"234" and files.read_range(path, 8, 99) == b"89"
+    size, changed_s = files.entry_of(path)
+    assert size == 10 and abs(time.time() - changed_s) < 60
+    for nothing in (files.join(root, "deep"), files.join(root, "none")):
+        with pytest.raises(FileNotFoundError):
+            files.entry_of(nothing)
+    with pytest.raises(FileNotFoundError):
+        files.read_range(files.join(root, "none"), 0, 1)
+
+
+def test_names_are_taken_as_they_are(root):
+    """None of these is a chain of file systems or a pattern."""
+    for name in ("a::b", "x::file:/etc/hosts", "[a]*?", "50%20"):
+        files.write_bytes(files.join(root, name), name.encode())
+        assert files.read_bytes(files.join(root, name)) == name.encode() and files.exists(files.join(root, name))
+        fs, inner = files.filesystem(files.join(root, name))
+        assert fs.cat_file(inner) == name.encode()
+
+
 def test_nothing_there(root):
     assert files.listdir(files.join(root, "none")) == []
     assert files.tree(files.join(root, "none")) == []

@@ -21,5 +21,5 @@ if __name__ == "__main__":
         assert ray.get(answer.remote()) == 42
         context = ray.get_runtime_context()
         web = ray._private.worker._global_node.webui_url
-        print(json.dumps({"gcs": context.gcs_address, "dashboard": web}), flush=True)
+        print(json.dumps({"gcs": context.gcs_address, "dashboard": web or ""}), flush=True)
         sys.stdin.read()

@@ -46,7 +46,7 @@ def worlds(runs, name: str) -> list[int]:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_every_node_says_what_it_is_and_is_priced(nodes, runs):
     runs.home.mkdir(parents=True, exist_ok=True)
     rates = {"m5.large": {"on-demand": 3600.0}, "g5.2xlarge": {"spot": 360.0}}  # a second: 1, and a tenth

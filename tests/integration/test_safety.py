@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +106,7 @@ def test_a_second_driver_is_refused_and_one_that_lost_its_run_stops(runs):
 
 
 @pytest.mark.ray
+@pytest.mark.chaos
 def test_workers_that_fail_the_same_again_are_not_started_for_ever(ray_session, runs, capsys):
     from jobs import train
 
@@ -113,7 +115,7 @@ def test_workers_that_fail_the_same_again_are_not_started_for_ever(ray_session, 
     said = capsys.readouterr().err
     assert said.count("workers stopped (") == 2 and "they are not started again" in said
     line = said.strip().splitlines()[-1]
-    assert "run doomed failed: worker 0: after step " in line and "NonFiniteError: step 2 (" in line
+    assert re.search(r"run doomed failed: worker [01]: after step 1: NonFiniteError: step 2 \(", line), line
     assert "python -m jobs.replay --run doomed --step 2" in line and "StepFailed" not in line
     folder = runs.home / "runs" / "doomed"
     assert len(list((folder / "starts").iterdir())) == 2

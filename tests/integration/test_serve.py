@@ -1,103 +1,70 @@
-"""The service as users have it: `jobs.serve` on Ray Serve, asked by programs and in a real browser.
+"""From pixels to an answer as users have it: films, a store, a model, `jobs.serve`, asked by programs and in a browser.
 
-The model has learnt the questions that are asked here: whether it answers others is for `benchmarks/learning.py`.
+The model has learnt the questions that are asked here: whether it answers others is for `benchmarks/pixels.py`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from hero_platform.sources.synthetic import SyntheticSource
-from hero_platform.sources.synthetic_films import write_films
+from hero_platform.sources.synthetic_films import write_films, write_texts
 from hero_platform.store.reader import FeatureStore
-from jobs import train
+from jobs import build_store, train
+from tests.integration.service import Service, browsing, keep_picture, serving
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
+CORPUS = SyntheticSource(num_train=12, num_val=0, num_test=0, num_scenes=(3, 3), scene_frames=(3, 4))
 TOKEN = "correct-horse-battery"
-READY_S = 120.0
-# without these Chromium looks for hosts of its own makers, all the time
-BROWSER = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-]
-
-
-@dataclass
-class Service:
-    """A running job."""
-
-    process: subprocess.Popen[bytes]
-    port: int
-    log: Path
-    checkpoints: Path
-    store: str
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def ask(self, path: str, value: Any = None, **headers: str) -> tuple[int, bytes]:
-        data = None if value is None else json.dumps(value).encode()
-        request = urllib.request.Request(self.url + path, data, {"content-type": "application/json", **headers})
-        try:
-            with urllib.request.urlopen(request, timeout=30) as response:
-                return response.status, response.read()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read()
-
-    def until(self, said: str, seconds: float = READY_S) -> None:
-        ends = time.monotonic() + seconds
-        while said not in self.log.read_text():
-            assert self.process.poll() is None and time.monotonic() < ends, self.log.read_text()
-            time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
-def service(tiny_store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """It needs a token, though it is on loopback, so that the page has to be let in."""
-    home = tmp_path_factory.mktemp("serve")
-    settings = ["--name", "learnt", "--store", f"synthetic={tiny_store}", "--steps", "120", "--batch", "24"]
-    quiet = ["--pool", "24", "--tracking.kind", "none", "--evaluation.every", "0", "--checkpoint.every", "60"]
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The root of all outputs of this module."""
+    root = tmp_path_factory.mktemp("serve")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HERO_HOME", str(home))
-        assert train.main(["finetune_synthetic", *settings, *quiet]) == 0
-    films = home / "films"
-    asked = [question.video for question in questions(tiny_store)]
-    write_films(films, SyntheticSource(frame_dim=16, num_train=24, num_val=8, num_test=8), dict.fromkeys(asked))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    words = ["--run", "learnt", "--store", tiny_store, "--media", str(films), "--port", str(port)]
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment = {**outside, "HERO_HOME": str(home), "HERO_SERVE_TOKEN": TOKEN, "PYTHONUNBUFFERED": "1"}
-    log = home / "log"
-    with open(log, "wb") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jobs.serve", *words], cwd=ROOT, env=environment, stdout=stream, stderr=stream
-        )
-    running = Service(process, port, log, home / "runs" / "learnt" / "checkpoints", tiny_store)
-    try:
-        running.until("ready: ")
+        patch.setenv("HERO_HOME", str(root))
+        yield root
+
+
+@pytest.fixture(scope="module")
+def store(home: Path) -> str:
+    """Features of films, and what is asked about them."""
+    pytest.importorskip("av")
+    write_films(home / "films", CORPUS)
+    write_texts(home, CORPUS)
+    made = str(home / "store")
+    words = ["--corpus", "synthetic", "--tokenizer", str(home / "words.txt"), "--clip-seconds", "0", "--out", made]
+    assert build_store.main(["video", str(home / "films"), *words]) == 0
+    asked = ["--corpus", "tvr", "--split", "train", "--store", made, str(home / "train.jsonl")]
+    assert build_store.main(["annotations", *asked]) == 0
+    return made
+
+
+@pytest.fixture(scope="module")
+def service(home: Path, store: str) -> Iterator[Service]:
+    """It needs a token, though it is on loopback, so that the page has to be let in."""
+    settings = ["--name", "learnt", "--store", f"synthetic={store}", "--steps", "240", "--batch", "12"]
+    quiet = ["--pool", "12", "--tracking.kind", "none", "--evaluation.every", "0", "--checkpoint.every", "120"]
+    assert train.main(["finetune_synthetic", *settings, *quiet]) == 0
+    words = ["--run", "learnt", "--store", store]
+    with serving(home, *words, token=TOKEN) as running:
         yield running
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
+
+
+@pytest.fixture
+def checkpoints(service: Service) -> Path:
+    """Those of the run that is served."""
+    return service.log.parent / "runs" / "learnt" / "checkpoints"
 
 
 class Asked(NamedTuple):
@@ -116,11 +83,11 @@ def questions(store: str) -> list[Asked]:
     return [Asked(*row) for row in zip(*columns, strict=True)]
 
 
-def test_programs_ask_it(service: Service):
+def test_programs_ask_it(service: Service, store: str):
     bearer = {"authorization": f"Bearer {TOKEN}"}
     assert service.ask("/healthz") == (200, b'{"status":"ok"}')
     assert service.ask("/api/status")[0] == service.ask("/api/search", {"question": "x"})[0] == 401
-    for asked in questions(service.store):
+    for asked in questions(store):
         status, body = service.ask("/api/search", {"question": asked.sentence, "top": 3}, **bearer)
         found = json.loads(body)
         first = found["moments"][0]
@@ -136,7 +103,7 @@ def test_programs_ask_it(service: Service):
     assert TOKEN not in service.log.read_text()
 
 
-def test_a_new_checkpoint_comes_without_a_failed_request(service: Service):
+def test_a_new_checkpoint_comes_without_a_failed_request(service: Service, checkpoints: Path):
     """SIGHUP while four clients ask all the time: every request is answered, first by one, then by the other."""
     bearer, seen, failed, ended = {"authorization": f"Bearer {TOKEN}"}, [], [], threading.Event()
 
@@ -149,19 +116,19 @@ def test_a_new_checkpoint_comes_without_a_failed_request(service: Service):
     for client in clients:
         client.start()
     try:
-        (service.checkpoints / "best.json").write_text('{"step": 60, "metric": "test"}')
+        (checkpoints / "best.json").write_text('{"step": 120, "metric": "test"}')
         service.process.send_signal(signal.SIGHUP)
         service.until("answering with ")
         time.sleep(1.0)
-        (service.checkpoints / "best.json").write_text('{"step": 7, "metric": "test"}')
+        (checkpoints / "best.json").write_text('{"step": 7, "metric": "test"}')
         service.process.send_signal(signal.SIGHUP)
         service.until("still answering with ")
     finally:
         ended.set()
         for client in clients:
             client.join()
-    assert failed == [] and seen[0] == "120" and seen[-1] == "060" and len(seen) > 20
-    (service.checkpoints / "best.json").write_text('{"step": 120, "metric": "test"}')
+    assert failed == [] and seen[0] == "240" and seen[-1] == "120" and len(seen) > 20
+    (checkpoints / "best.json").write_text('{"step": 240, "metric": "test"}')
     before = service.log.read_text().count("answering with ")
     service.process.send_signal(signal.SIGHUP)
     ends = time.monotonic() + 60
@@ -171,24 +138,11 @@ def test_a_new_checkpoint_comes_without_a_failed_request(service: Service):
 
 @pytest.fixture
 def page(service: Service) -> Iterator[Any]:
-    """The site in headless Chromium; all that it asks for is in `page.requested`."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if not (chromium := shutil.which("chromium")):
-        pytest.skip("no browser: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=BROWSER)
-        opened = browser.new_page(viewport={"width": 1100, "height": 900})
-        opened.requested, opened.problems = [], []
-        opened.on(
-            "request", lambda r: None if r.url.startswith((service.url, "data:")) else opened.requested.append(r.url)
-        )
-        opened.on("pageerror", lambda error: opened.problems.append(str(error)))
-        opened.goto(service.url)
+    with browsing(service) as opened:
         yield opened
-        browser.close()
 
 
-def test_a_person_asks_in_a_browser(service: Service, page: Any):
+def test_a_person_asks_in_a_browser(service: Service, page: Any, store: str):
     """With the keyboard alone: the token, a question, its moment first, played from its start to its end."""
     page.locator("#token").wait_for()
     page.keyboard.type("not the token")
@@ -197,10 +151,10 @@ def test_a_person_asks_in_a_browser(service: Service, page: Any):
     page.locator("#token").fill("")
     page.keyboard.type(TOKEN)
     page.keyboard.press("Enter")
-    page.get_by_text("40 videos are searched.").wait_for()
+    page.get_by_text("12 videos are searched.").wait_for()
     assert TOKEN not in page.url and TOKEN not in page.content()
 
-    asked = questions(service.store)[1]
+    asked = questions(store)[1]
     page.keyboard.type(asked.sentence)
     page.keyboard.press("Enter")
     first = page.locator("article").first
@@ -216,8 +170,7 @@ def test_a_person_asks_in_a_browser(service: Service, page: Any):
     player = first.locator("video")
     page.wait_for_function("v => v.readyState >= 2", arg=player.element_handle())
     assert player.evaluate("v => v.currentTime") == pytest.approx(moment["start_s"], abs=0.3)
-    if folder := os.environ.get("HERO_SCREENSHOTS"):
-        page.screenshot(path=Path(folder) / "search.png")
+    keep_picture(page, "search.png")
 
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("j")

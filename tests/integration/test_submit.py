@@ -187,6 +187,7 @@ def test_a_driver_that_is_lost_is_started_again(user: User, runs: Runs):
     assert losses(runs, "lost") == losses(runs, "untouched")
 
 
+@pytest.mark.chaos
 def test_what_watches_a_driver_is_lost_too(user: User, runs: Runs):
     """As when the whole node goes: who follows the job submits it again, and its run goes on."""
     process = user.start(*user.train("gone", "--steps", "300", "--checkpoint.every", "10"))

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from jobs.build_store import main
 
 pytest.importorskip("av")
 HERE = Path(__file__).parent.parent / "hero_platform" / "video"
-REAL = Path(__file__).resolve().parents[3] / "shared" / "real"
 WORDS = ["hello", "there", "again", "inside", "late"]
 
 
@@ -191,32 +189,3 @@ def test_an_encoder_that_dies_is_started_again(films: Path, encoder: str, words:
     thread.join()
     assert killed
     assert Manifest.read(str(hit)).digest == Manifest.read(str(whole)).digest
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_real_films_through_the_encoder_that_works_offline(tmp_path: Path, ray_two: None):
-    if not (REAL / "video").is_dir():
-        pytest.skip(f"no real films at {REAL}")
-    pytest.importorskip("efficientnet_lite_pytorch")
-    out = tmp_path / "store"
-    flags = ["--tokenizer", str(REAL / "roberta"), "--corpus", "films", "--out", str(out), "--workers", "1"]
-    assert main(["video", str(REAL / "video"), *flags]) == 0
-    store = FeatureStore.open(str(out))
-    assert dict(zip(store.index.ids, store.index.num_frames, strict=True)) == {
-        "nasa_13013": 9, "popeye_p2": 41, "popeye_p3": 41,
-    }  # fmt: skip
-    aligned = json.loads((REAL / "subtitles" / "hero_alignment_example.json").read_text())
-    for video in ("popeye_p2", "popeye_p3"):  # HERO's own program, told 60 s: a film of 60.06 s has one frame more
-        row = store.rows([store.index.row_of[video]])
-        offsets = row.segment_frame_offsets
-        lists = [row.segment_frames[a:b] for a, b in pairwise(offsets)]
-        theirs = aligned[video]["1.5"]["unique_sub2frames"]
-        assert [[int(frame) for frame in own if frame < 40] for own in lists] == [
-            theirs.get(str(number), []) for number in range(len(lists))
-        ]
-    with np.load(REAL / "features" / "nasa_13013.npz", allow_pickle=False) as given:
-        features = given["efficientnet_lite0"].astype(np.float32)  # three pictures of each interval, averaged
-    ours = store.rows([store.index.row_of["nasa_13013"]]).frames.astype(np.float32)
-    cosines = (ours * features).sum(1) / np.linalg.norm(features, axis=1)
-    assert cosines.min() > 0.8 and np.median(cosines) > 0.95

@@ -72,7 +72,7 @@ def test_an_update_that_is_skipped_leaves_no_trace(words: list[str], hero_home: 
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_workers_skip_alike(ray_session, words: list[str], hero_home: Path):
     assert train.main([*words, "--optim.on-nonfinite", "skip", "--scale.num-workers", "2"]) == 0
     _assert_skipped(hero_home / "runs" / "odd")

@@ -110,7 +110,7 @@ def test_a_step_that_was_never_recorded_is_not_equal(folder: Path, capsys):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_the_ranks_of_ray_workers_are_repeated(ray_session, words: list[str], hero_home: Path, capsys):
     """Dropout depends on the rank, so that one process could not repeat it."""
     assert train.main([*words, "--scale.num-workers", "2"]) == 0

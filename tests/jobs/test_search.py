@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -12,7 +13,7 @@ import pytest
 from hero_platform.sources.synthetic import SyntheticSource
 from hero_platform.sources.synthetic_films import write_films
 from hero_platform.store.reader import FeatureStore
-from jobs import search, serve
+from jobs import evaluate, search, serve, train
 
 SENTENCE = "the furious doctor finds the lamp at the kitchen"
 
@@ -104,6 +105,25 @@ def test_other_stores_are_refused(run: list[str], wide_store: str, tiny_store: s
         "other videos with the same words and width"
     )
     assert f"in {len(FeatureStore.open(wide_store)):,} videos" in capsys.readouterr().out
+
+
+def test_features_of_other_encoders_are_refused(
+    tiny_store: str, store_made_by: Callable[..., str], short_run: Callable[..., list[str]], capsys
+):
+    """Their width is that of the run, and so is their vocabulary."""
+    vit, clip = store_made_by("vit", "1" * 64), store_made_by("clip", "2" * 64)
+    words = ["finetune_synthetic", *short_run("seen", "--steps", "1")[1:], "--store", f"synthetic={vit}"]
+    assert train.main(words) == 0
+    capsys.readouterr()
+    said = f"run seen has learnt features of vit (111111111111), and those of {clip} were made by clip (222222222222)"
+    split = ["--corpus", "synthetic", "--split", "val"]
+    for job, more in ((search.main, ["x"]), (evaluate.main, split), (serve.main, [])):
+        place = f"synthetic={clip}" if job is evaluate.main else clip
+        assert job(["--run", "seen", "--store", place, *more]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+    assert search.main(["--run", "seen", "--store", vit, "x"]) == 0
+    assert search.main(["--run", "seen", "--store", tiny_store, "x"]) == 0, "ready-made features are taken as they are"
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_a_run_keeps_no_secret(checkout: Path, hero_home: Path, tracking_databas
     assert (hero_home / "runs" / "kept" / "provenance.json").exists() and tracking_database.stat().st_size
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_an_address_with_a_password_is_kept_and_shown_without_it(
     checkout: Path, hero_home: Path, tiny_store: str, nowhere: str
 ):

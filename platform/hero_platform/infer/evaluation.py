@@ -24,6 +24,7 @@ from hero_platform import config_io, files
 from hero_platform.config import RunConfig
 from hero_platform.heartbeat import beat
 from hero_platform.infer.on_ray import Workers
+from hero_platform.store.media import check_learnt
 from hero_platform.store.reader import FeatureStore
 from hero_platform.store.table import AnnotationTable
 from hero_platform.store.tokens import TokenizerSpec
@@ -80,7 +81,7 @@ class Model:
         """Refuse a store this model cannot read.
 
         Raises:
-            ValueError: its features or its tokenizer are not those of the run.
+            ValueError: its features, what made them, or its tokenizer are not those of the run.
         """
         config = self.config
         if (store.frame_dim, store.text_ids) != (config.model.frame_dim, config.text):
@@ -88,6 +89,7 @@ class Model:
                 f"{store.root} has features of width {store.frame_dim} and {store.text_ids.vocab_size} words; "
                 f"run {config.name} was trained with width {config.model.frame_dim} and {config.text.vocab_size} words"
             )
+        check_learnt(f"run {config.name}", config.encoders, store.root, store.encoders)
 
 
 class Submission(NamedTuple):

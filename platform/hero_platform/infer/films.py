@@ -30,7 +30,7 @@ def films_of(store: FeatureStore, folder: str | None = None) -> Media | None:
 
     Args:
         store: the store.
-        folder: where the films lie: those the store knows, else files named by the ids of its videos.
+        folder: where the films lie, here or on S3: those the store knows, else files named by the ids of its videos.
 
     Raises:
         ValueError: `folder` is none, or has no film of any video of the store.
@@ -38,9 +38,10 @@ def films_of(store: FeatureStore, folder: str | None = None) -> Media | None:
     known = read_media(store) if store.manifest.media_sha256 else None
     if folder is None:
         return known
-    if not os.path.isdir(folder):
-        raise ValueError(f"--media {folder} is not a folder on this machine")
-    root = os.path.abspath(folder)
+    remote = files.is_remote(folder)
+    if not (files.exists(folder) if remote else os.path.isdir(folder)):
+        raise ValueError(f"--media {folder} is not a folder {'that is there' if remote else 'on this machine'}")
+    root = folder.rstrip("/") if remote else os.path.abspath(folder)
     if known is not None:
         return replace(known, root=root)
     found = {

@@ -13,6 +13,7 @@ from hero_model.decoding import Decoding
 from hero_model.retriever import Moment, Retriever, VideoIndex, retriever
 from hero_platform.infer.index import Wanted, build_index, open_index
 from hero_platform.sources.base import Subtitle
+from hero_platform.store.media import check_learnt, encoders_of_run
 from hero_platform.store.reader import FeatureStore
 from hero_platform.store.tokens import TokenizerSpec
 from hero_platform.train import snapshot
@@ -82,6 +83,7 @@ class Searcher:
                 f"{store.root} has features of width {store.frame_dim}; run {config['name']} was trained with width "
                 f"{config['model']['frame_dim']}"
             )
+        check_learnt(f"run {config['name']}", encoders_of_run(config), store.root, store.encoders)
         model = retriever(config, weights, spec.load())
         wanted = Wanted(store, checkpoint, snapshot.weights_digest(checkpoint), model)
         index = open_index(wanted)

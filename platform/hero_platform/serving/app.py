@@ -6,7 +6,7 @@ It knows no Ray: whoever answers questions is an `Engine`.
 from __future__ import annotations
 
 import asyncio
-import os
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -20,13 +20,14 @@ from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from hero_platform import files
+from hero_platform.serving import films
 from hero_platform.serving.access import COOKIE, SESSION_S, Access
 from hero_platform.serving.schema import Answers, Problem, Question, Status, Token
-from hero_platform.store.media import Clip, Media
+from hero_platform.store.media import Media
+
+logger = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("page")
-TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".webm": "video/webm", ".ogv": "video/ogg", ".mov": "video/mp4"}
 PUBLIC = ("/", "/healthz", "/api/session")  # and /static/: nothing there is about anybody's videos
 HEALTH_TIMEOUT_S = 5.0
 WRONG_TOKEN_S = 0.5  # a guess takes as long
@@ -174,22 +175,28 @@ def _add_films(app: FastAPI, media: Media | None, bearer: list[Any]) -> None:
         400: {"description": "a range that is none"},
         404: {"model": Problem, "description": "no such film"},
         416: {"description": "a range behind its end"},
+        503: {"model": Problem, "description": "where the films lie is out of reach"},
     }
 
     @app.head("/media/{video:path}", include_in_schema=False)
     @app.get(
         "/media/{video:path}",
-        response_class=FileResponse,
+        response_class=Response,
         responses={**known, 401: NOT_ALLOWED[401]},
         dependencies=bearer,
         summary="A film, whole or in ranges",
     )
-    async def film(video: Annotated[str, "id of a video"]) -> FileResponse:
-        clip = media.clips.get(video) if media else None
-        path = await asyncio.to_thread(_playable, media, clip) if media and clip else None
+    async def film(video: Annotated[str, "id of a video"], request: Request) -> Response:
+        path = await asyncio.to_thread(films.place_of, media, video)
         if path is None:
             raise HTTPException(404, "there is no such film")
-        return FileResponse(path, media_type=TYPES.get(os.path.splitext(path)[1].lower(), "application/octet-stream"))
+        try:
+            return await films.send(path, request.method, request.headers)
+        except FileNotFoundError as error:
+            raise HTTPException(404, "there is no such film") from error
+        except OSError as error:
+            logger.warning("%s cannot be read: %s", path, error)
+            raise HTTPException(503, "the film cannot be read now; try again") from error
 
 
 async def _answered(asked: Awaitable[dict[str, Any]]) -> dict[str, Any]:
@@ -202,16 +209,6 @@ async def _answered(asked: Awaitable[dict[str, Any]]) -> dict[str, Any]:
 
 def _film(media: Media | None, video: str) -> dict[str, Any] | None:
     """Where a video can be played, if it can be."""
-    clip = media.clips.get(video) if media else None
-    if media is None or clip is None or _playable(media, clip) is None:
+    if media is None or films.place_of(media, video) is None:
         return None
-    return {"url": f"/media/{quote(video, safe='')}", "start_s": clip.start}
-
-
-def _playable(media: Media, clip: Clip) -> str | None:
-    """The path of a clip's film on this machine; None where it is elsewhere, gone, or would be outside its root."""
-    try:
-        path = media.path(clip)
-    except ValueError:
-        return None
-    return path if not files.is_remote(path) and os.path.isfile(path) else None
+    return {"url": f"/media/{quote(video, safe='')}", "start_s": media.clips[video].start}

@@ -102,7 +102,7 @@ class Replica:
             try:
                 self._searcher = self._opened(wanted)
                 said = Said(wanted)
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, RuntimeError) as error:  # PyTorch's own errors are of the last kind
                 said = Said(said.checkpoint, wanted, str(error))
 
     def _opened(self, checkpoint: str) -> Searcher:
@@ -146,7 +146,7 @@ def serving(service: Service, checkpoint: str) -> Iterator[Callable[[str], None]
     Raises:
         ValueError: there is no room for so many replicas.
     """
-    with cluster(service.replicas, cpus_each=service.threads, dashboard=False):
+    with cluster(service.replicas, cpus_each=service.threads):
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         options = HTTPOptions(host=service.host, port=service.port)
         serve.start(proxy_location="HeadOnly", http_options=options)

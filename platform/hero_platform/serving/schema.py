@@ -58,7 +58,7 @@ class Found(_Strict):
     end_s: float
     score: float
     subtitles: list[Said]
-    film: Film | None  # null: the film is not known, or not on the machine of the service
+    film: Film | None  # null: it is not known, or gone from this machine; S3 is not asked
 
 
 class Probabilities(_Strict):
@@ -86,7 +86,7 @@ class Status(_Strict):
     store: str  # digest
     videos: int
     frames: int
-    films: int  # videos that can be played
+    films: int  # videos whose films are known
 
 
 class Token(_Strict):

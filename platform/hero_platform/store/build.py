@@ -125,7 +125,7 @@ def ray_cluster(workers: int) -> Iterator[int]:
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
     with ExitStack() as stack:
         with _silent_stderr():  # where Ray's core acknowledges the log level, once per start
-            stack.enter_context(cluster(workers, fewest=1, crowded=True, dashboard=False))
+            stack.enter_context(cluster(workers, fewest=1, crowded=True))
         yield _slots(workers)
 
 

@@ -59,12 +59,13 @@ def report(path: str) -> dict[str, Any]:
 def format_report(value: dict[str, Any]) -> str:
     """Lay `report` out as text."""
     splits = ", ".join(f"{name} {count:,}" for name, count in value["splits"].items())
-    build = value["build"]
+    build, hours = value["build"], value["hours"]
+    length = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
     lines = [
         f"store      {value['path']}",
         f"digest     {value['digest']}",
         f"corpus     {value['corpus']}, features {value['feature_set']}, schema {value['schema_version']}",
-        f"videos     {value['videos']:,} ({splits or 'none'}), {value['hours']:.1f} h",
+        f"videos     {value['videos']:,} ({splits or 'none'}), {length}",
         f"frames     {value['frames']:,} x {value['frame_dim']} {value['dtype']}",
         f"segments   {value['segments']:,} with {value['tokens']:,} tokens",
         f"size       {value['bytes'] / 1e6:,.1f} MB in {value['shards']} shards",

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -101,6 +101,25 @@ def encoders_of(source: dict[str, Any]) -> tuple[Encoder, ...]:
         Encoder(str(value["name"]), str(value["weights_sha256"]), json.dumps(value["preprocessing"], sort_keys=True))
         for value in source.get(ENCODERS, [])
     )
+
+
+def encoders_of_run(config: Mapping[str, Any]) -> tuple[Encoder, ...]:
+    """Those whose features a run has learnt, by its config as a checkpoint has it; none where nobody knows."""
+    return tuple(Encoder(**value) for value in config.get(ENCODERS, ()))
+
+
+def check_learnt(who: str, learnt: Sequence[Encoder], store: str, made_by: Sequence[Encoder]) -> None:
+    """Refuse features for a model that has learnt those of other encoders, as far as is known: widths may agree.
+
+    Raises:
+        ValueError: they are others.
+    """
+    if learnt and made_by and [one.identity for one in learnt] != [one.identity for one in made_by]:
+        theirs, ours = (" + ".join(map(str, encoders)) for encoders in (learnt, made_by))
+        raise ValueError(
+            f"{who} has learnt features of {theirs}, and those of {store} were made by {ours}: "
+            "build the store with the same --encoder, or take weights that have learnt its features"
+        )
 
 
 def media_bytes(clips: Iterable[Clip]) -> bytes:

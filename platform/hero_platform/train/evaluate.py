@@ -28,20 +28,21 @@ class Validator:
     """Runs every mixture entry on its validation split."""
 
     def __init__(self, config: RunConfig, stores: Mapping[str, FeatureStore], comm: Comm, device: torch.device) -> None:
-        """Open the splits; an entry whose store has none is left out and named in `missing`."""
+        """Open the splits; entries whose store has none are left out and named in `missing`, a line a reason."""
         self._config = config
         self._comm = comm
         self._device = device
         self._readers: list[tuple[str, Task, ExampleReader]] = []
-        self.missing: list[str] = []
+        lacking: dict[str, list[str]] = {}  # by reason
         for entry in config.mixture:
             split = config.evaluation.split
             try:
                 reader = ExampleReader(stores[entry.corpus], entry.task, entry.corpus, split, training=False)
             except ValueError as error:
-                self.missing.append(f"{entry.key}: {error}")
+                lacking.setdefault(str(error), []).append(entry.key)
                 continue
             self._readers.append((entry.key, entry.task, reader))
+        self.missing = [f"{', '.join(keys)}: {reason}" for reason, keys in lacking.items()]
 
     def run(self, module: MultiTaskHero) -> dict[str, float]:
         """Mean losses and metrics per entry: `val/loss/<task>/<corpus>[/<term>]`, `val/<metric>/<task>/<corpus>`.

@@ -22,7 +22,7 @@ import torch
 
 from hero_platform import config_io, files, home
 from hero_platform.config import RunConfig
-from hero_platform.ray_cluster import cluster, share_of_machine
+from hero_platform.ray_cluster import ONE_ARENA, cluster, share_of_machine
 from hero_platform.scratch import scratch
 from hero_platform.telemetry import Progress
 from hero_platform.tracking.base import NullTracker, Status, Tracker
@@ -338,7 +338,7 @@ def _cause_of(failures: Mapping[int, Exception]) -> str:
 def worker_environment() -> dict[str, str]:
     """Variables a worker needs and Ray does not forward. No secrets: those come from the node's own environment."""
     # not the cluster's own, which goes with it: stacks of a rank that hung may lie there
-    return {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TMPDIR": tempfile.gettempdir(), **home.environment()}
+    return {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TMPDIR": tempfile.gettempdir(), **ONE_ARENA, **home.environment()}
 
 
 def _watch(

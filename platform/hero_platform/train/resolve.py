@@ -16,7 +16,7 @@ from hero_model.tasks import Task
 from hero_platform import config_io, files, home
 from hero_platform.config import OptimConfig, RunConfig, ScheduleConfig, StoreRef, differences, identity
 from hero_platform.feed.loader import ExampleReader, mixture_of, open_stores
-from hero_platform.store.media import Encoder
+from hero_platform.store.media import Encoder, check_learnt, encoders_of_run
 from hero_platform.tracking.journal import FILE as JOURNAL_FILE
 from hero_platform.train import snapshot
 from hero_platform.train.records import starts_of
@@ -103,7 +103,7 @@ def resolve(config: RunConfig) -> RunConfig:
         if len(set(values.values())) > 1:
             listed = "; ".join(f"{corpus} has {what} {value}" for corpus, value in values.items())
             raise ValueError(f"the stores of one run must agree: {listed}")
-    _check_encoders(encoders)
+    made_by = _check_encoders(encoders)
     for entry in config.mixture:
         examples = len(ExampleReader(stores[entry.corpus], entry.task, entry.corpus, entry.split, training=True))
         if config.batch > examples:
@@ -117,28 +117,45 @@ def resolve(config: RunConfig) -> RunConfig:
     )
     mixture = tuple(replace(e, task=replace(e.task, flat=model.flat)) for e in config.mixture)
     resolved = replace(
-        config, name=config.name or config.recipe, stores=tuple(refs), mixture=mixture, model=model, text=text
+        config,
+        name=config.name or config.recipe,
+        stores=tuple(refs),
+        mixture=mixture,
+        model=model,
+        text=text,
+        encoders=made_by,
     )
     mixture_of(resolved)
     module = _shaped(resolved.model, tuple(unique_tasks(resolved)))
     if not resolved.init_from:
         return resolved
-    resolved = replace(resolved, init_from=_placed(resolved.init_from))
-    digest = _start_left_behind(resolved)
-    if digest is None:
-        folder = weights_of(resolved.init_from)
-        _same_shape(resolved.model, folder)
-        _shared(module, snapshot.shapes(folder), folder)
-        digest = files.sha256_file(files.join(folder, "model.safetensors"))
-    return replace(resolved, init_digest=digest)
+    return _with_start(replace(resolved, init_from=_placed(resolved.init_from)), module)
 
 
-def _check_encoders(encoders: Mapping[str, Sequence[Encoder]]) -> None:
-    """Refuse stores that were made by different encoders, as far as they say by which: widths may agree by chance."""
-    known = {corpus: made_by for corpus, made_by in encoders.items() if made_by}
+def _with_start(config: RunConfig, module: MultiTaskHero) -> RunConfig:
+    """Fill in what the initial weights decide: their digest, and what made the features they know if no store says.
+
+    Raises:
+        ValueError: they cannot be had, do not fit the model, or know features of other encoders.
+    """
+    if old := _begun_from(config):
+        return replace(config, init_digest=old.init_digest, encoders=config.encoders or old.encoders)
+    folder = weights_of(config.init_from)
+    _same_shape(config.model, folder)
+    _shared(module, snapshot.shapes(folder), folder)
+    learnt = encoders_of_run(files.read_json(files.join(folder, "config.json")))
+    check_learnt(folder, learnt, " and ".join(ref.path for ref in config.stores), config.encoders)
+    digest = files.sha256_file(files.join(folder, "model.safetensors"))
+    return replace(config, init_digest=digest, encoders=config.encoders or learnt)
+
+
+def _check_encoders(encoders: Mapping[str, Sequence[Encoder]]) -> tuple[Encoder, ...]:
+    """What made the stores of a run, as far as they say so; refuse several: widths may agree by chance."""
+    known = {corpus: tuple(made_by) for corpus, made_by in encoders.items() if made_by}
     if len({tuple(encoder.identity for encoder in made_by) for made_by in known.values()}) > 1:
         listed = "; ".join(f"{corpus} by {' + '.join(map(str, made_by))}" for corpus, made_by in known.items())
         raise ValueError(f"the stores of one run must be made by the same encoders: {listed}")
+    return next(iter(known.values()), ())
 
 
 def _check_names(config: RunConfig) -> None:
@@ -159,14 +176,14 @@ def _shaped(model: HeroConfig, tasks: tuple[Task, ...]) -> MultiTaskHero:
         return MultiTaskHero(model, tasks)
 
 
-def _start_left_behind(config: RunConfig) -> str | None:
-    """Digest of the weights a run began from, once it has a checkpoint: then they may change, or be gone."""
+def _begun_from(config: RunConfig) -> RunConfig | None:
+    """The run as it began from these weights, once it has a checkpoint: then they may change, or be gone."""
     folder = home.run_dir(config.name)
     path = files.join(folder, "config.json")
     if not files.exists(path) or not snapshot.checkpoints(files.join(folder, "checkpoints")):
         return None
     old = config_io.from_json(files.read_bytes(path).decode())
-    return old.init_digest if old.init_from == config.init_from else None
+    return old if old.init_from == config.init_from else None
 
 
 def _placed(name: str) -> str:

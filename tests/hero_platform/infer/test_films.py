@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from uuid import uuid4
 
 import av
 import numpy as np
 import pytest
 
+from hero_platform import files
 from hero_platform.infer.films import cut, films_of
 from hero_platform.store.media import Clip, Media
 from hero_platform.store.reader import FeatureStore
@@ -100,3 +102,15 @@ def test_films_by_the_names_of_videos(tiny_store: str, tmp_path: Path):
     clip = media.clips["val-000003"]
     seconds = store.index.durations_s[store.index.row_of["val-000003"]]
     assert (clip.file, clip.start, clip.end) == ("val-000003.MP4", 0, seconds)
+
+
+def test_a_folder_of_films_elsewhere(tiny_store: str, tmp_path: Path):
+    """Behind fsspec as S3 is: found, cut and played as those on this machine."""
+    store, root = FeatureStore.open(tiny_store), f"memory://{uuid4().hex}"
+    with pytest.raises(ValueError, match=r"--media memory://.* is not a folder that is there"):
+        films_of(store, root)
+    files.copy_file(str(film(tmp_path / "a.mp4")), f"{root}/val-000003.mp4")
+    media = films_of(store, f"{root}/")
+    assert media is not None and media.root == root
+    times, _, _ = seen(cut(media, "val-000003", 1.0, 2.0, tmp_path / "out"))
+    assert len(times) == 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,3 +42,13 @@ def media(films: Path, tiny_store: str) -> Media:
     found = films_of(FeatureStore.open(tiny_store), str(films))
     assert found is not None
     return found
+
+
+class Dead:
+    """An engine whose replicas are gone."""
+
+    async def search(self, question: str, top: int) -> dict[str, Any]:
+        raise RuntimeError("no replica")
+
+    async def status(self) -> dict[str, Any]:
+        raise RuntimeError("no replica")

@@ -20,6 +20,8 @@ from hero_platform.serving.app import make_app
 from hero_platform.serving.engine import Here
 from hero_platform.store.media import Clip, Media
 
+from .conftest import Dead  # isort: skip
+
 TOKEN = "correct-horse-battery"
 QUESTION = "the furious doctor finds the lamp at the kitchen"
 
@@ -96,16 +98,6 @@ def test_status_health_and_metrics(site: TestClient, searcher: Searcher, media: 
 def test_what_can_be_asked(site: TestClient, body: str):
     said = site.post("/api/search", content=body, headers={"content-type": "application/json"})
     assert said.status_code == 200 and said.json()["moments"]
-
-
-class Dead:
-    """An engine whose replicas are gone."""
-
-    async def search(self, question: str, top: int) -> dict[str, Any]:
-        raise RuntimeError("no replica")
-
-    async def status(self) -> dict[str, Any]:
-        raise RuntimeError("no replica")
 
 
 def test_nobody_answers():

@@ -138,27 +138,47 @@ def test_stores_that_do_not_fit_together(run, tiny_store, tmp_path):
     refused("must agree: synthetic has frame features of width 16; tv has .* 32", resolve, both)
 
 
-def test_stores_of_different_encoders(tiny_store, tmp_path):
+def test_stores_of_different_encoders(tiny_store, store_made_by):
     """Equal widths are no sign of equal features; a store that does not say what made it is taken as it is."""
-
-    def made_by(name: str, weights: str, side: int = 224, **said: str) -> str:
-        path = str(tmp_path / f"{name}-{weights}-{side}")
-        files.copy_tree(tiny_store, path)
-        encoder = {"name": name, "weights_sha256": weights, "preprocessing": {"size": [side, side]}, **said}
-        manifest = Manifest.read(path)
-        replace(manifest, source={**manifest.source, "encoders": [encoder]}).write(path)
-        return path
 
     def both(one: str, other: str) -> RunConfig:
         mixture = (Entry(Mlm(), "synthetic"), Entry(Fom(), "tv"))
         return recipe(mixture=mixture, stores=(StoreRef("synthetic", one), StoreRef("tv", other)))
 
-    first = made_by("vit", "1" * 64)
+    first = store_made_by("vit", "1" * 64)
     said = r"made by the same encoders: synthetic by vit \(111111111111\); tv by clip \(222222222222\)"
-    refused(said, resolve, both(first, made_by("clip", "2" * 64)))
-    refused("made by the same encoders", resolve, both(first, made_by("vit", "1" * 64, side=256)))
-    resolve(both(first, made_by("a copy of vit", "1" * 64, version="another")))
-    resolve(both(first, tiny_store))
+    refused(said, resolve, both(first, store_made_by("clip", "2" * 64)))
+    refused("made by the same encoders", resolve, both(first, store_made_by("vit", "1" * 64, side=256)))
+    resolve(both(first, store_made_by("a copy of vit", "1" * 64, version="another")))
+    assert [encoder.name for encoder in resolve(both(tiny_store, first)).encoders] == ["vit"]
+
+
+def test_weights_that_have_learnt_other_features(tiny_store, store_made_by):
+    """A run keeps what made its features, and what starts from it inherits that where its own store does not know."""
+
+    def on(store: str, name: str, start: str = "") -> RunConfig:
+        mixture = (Entry(Mlm(), "synthetic"),)
+        return recipe(mixture=mixture, stores=(StoreRef("synthetic", store),), name=name, init_from=start)
+
+    def trained(config: RunConfig) -> RunConfig:
+        run = resolve(config)
+        train(run, Surroundings(write_config(run)))
+        return config_io.from_json(files.read_bytes(files.join(weights_of(config.name), "config.json")).decode())
+
+    vit, clip = store_made_by("vit", "1" * 64), store_made_by("clip", "2" * 64)
+    assert [str(encoder) for encoder in trained(on(vit, "base")).encoders] == ["vit (111111111111)"]
+    said = r"base/checkpoints/step_00000002 has learnt features of vit \(1{12}\), and those of .* clip \(2{12}\): build"
+    refused(said, resolve, on(clip, "tuned", "base"))
+    refused("has learnt features of vit", resolve, on(store_made_by("vit", "1" * 64, side=256), "tuned", "base"))
+    resolve(on(store_made_by("another name", "1" * 64), "tuned", "base"))
+
+    trained(on(tiny_store, "between", "base"))
+    refused("between/checkpoints/.* has learnt features of vit", resolve, on(clip, "tuned", "between"))
+    files.remove_tree(home.run_dir("base"))  # what a run began from may go, once it has a checkpoint
+    assert [encoder.name for encoder in resolve(on(tiny_store, "between", "base")).encoders] == ["vit"]
+
+    trained(on(tiny_store, "ready-made"))
+    resolve(on(clip, "tuned", "ready-made"))
 
 
 def write_config(run: RunConfig) -> str:

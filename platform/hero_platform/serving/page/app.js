@@ -76,8 +76,13 @@ function show(moment, timeline) {
     svg.setAttribute("aria-valuenow", place.toFixed(1));
     svg.setAttribute("aria-valuetext", clock(place));
   };
+  const lacks = (text) => {
+    part(".missing").textContent = text;
+    part(".missing").hidden = false;
+    part(".play").hidden = video.hidden = true;
+  };
   const play = () => {
-    if (!moment.film) return;
+    if (!moment.film || video.hidden) return;
     for (const other of document.querySelectorAll("video")) other.pause();
     go(moment.start_s);
     until = moment.end_s;
@@ -88,7 +93,11 @@ function show(moment, timeline) {
 
   if (moment.film) {
     video.setAttribute("aria-label", `${moment.video}, at ${clock(moment.start_s)}`);
-    video.addEventListener("loadedmetadata", () => go(moment.start_s), { once: true });
+    video.addEventListener("loadedmetadata", () => {
+      if (video.videoWidth) go(moment.start_s);
+      else lacks("This browser cannot show the pictures of this film.");
+    }, { once: true });
+    video.addEventListener("error", () => lacks("This browser cannot play the film, or it is gone."));
     video.addEventListener("timeupdate", () => {
       const place = video.currentTime - offset;
       svg.querySelector(".now").setAttribute("x1", 1000 * place / seconds);
@@ -98,9 +107,7 @@ function show(moment, timeline) {
     });
     video.src = moment.film.url;
   } else {
-    video.hidden = true;
-    part(".missing").hidden = false;
-    part(".play").hidden = true;
+    lacks("The film of this video is not here.");
   }
   svg.addEventListener("click", (event) => {
     const box = svg.getBoundingClientRect();
