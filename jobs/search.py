@@ -121,7 +121,7 @@ def _questions(own: argparse.Namespace) -> list[str]:
         lines = [own.question]
     else:
         try:
-            lines = files.read_bytes(own.questions).decode("utf-8").splitlines()
+            lines = files.read_bytes(own.questions).decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise ValueError(f"{own.questions} is not UTF-8 text: {error}") from error
     asked = [line.strip() for line in lines if line.strip()]

@@ -39,7 +39,7 @@ def test_a_sentence_then_a_file_of_them(run: list[str], tiny_store: str, tmp_pat
         assert line.endswith(said)
 
     asked = tmp_path / "questions.txt"
-    asked.write_text(f"{SENTENCE}\n\n  a sad chef  \n")
+    asked.write_text(f"{SENTENCE}\n\n  a sad chef  \n", encoding="utf-8-sig")  # as Windows writes it
     assert search.main([*run, "--questions", str(asked), "--top", "3", "--json", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "2 questions in 40 videos" in printed and "index found ready" in printed

@@ -97,11 +97,17 @@ def test_a_second_builder_takes_the_first_ones(checkpoints, store, monkeypatch):
     assert Searcher.open(checkpoints[0], store).find(SENTENCES) and len(indexes()) == 1
 
 
-def test_a_cut_off_file_is_said(checkpoints, store):
+@pytest.mark.parametrize("name", ["states.npy", "rows.npy", "index.json"])
+@pytest.mark.parametrize("damage", ["cut", "zeros", "gone", "empty"])
+def test_damage_is_said(checkpoints, store, name: str, damage: str):
+    """And what to do: an index without its `index.json` would stand in the way of the next one for ever."""
     Searcher.open(checkpoints[0], store)
-    states = indexes()[0] / "states.npy"
-    states.write_bytes(states.read_bytes()[:-4])
-    with pytest.raises(ValueError, match=r"states.npy is missing or was cut off: remove .*, and it is built again"):
+    path = indexes()[0] / name
+    data = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes({"cut": data[:-4], "zeros": bytes(len(data)), "empty": b"{}"}[damage])
+    with pytest.raises(ValueError, match=rf"{indexes()[0]} is no whole index \(.*\): remove it, and it is built again"):
         Searcher.open(checkpoints[0], store)
 
 
