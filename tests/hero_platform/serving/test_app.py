@@ -86,7 +86,9 @@ def test_status_health_and_metrics(site: TestClient, searcher: Searcher, media: 
         "films": 3,
     }
     site.get("/media/nothing")
+    site.request("MADEUP", "/healthz")
     numbers = site.get("/metrics").text
+    assert "MADEUP" not in numbers and 'method="other"' in numbers
     assert "hero_index_videos 40.0" in numbers
     assert 'hero_requests_total{method="GET",route="/healthz",status="200"} 1.0' in numbers
     assert 'hero_requests_total{method="GET",route="/media/{video:path}",status="404"} 1.0' in numbers
