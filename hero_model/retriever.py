@@ -111,7 +111,9 @@ class Retriever:
         return VideoIndex.of(videos.ids, timing, torch.cat(states).cpu())
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """A vector of each text, `[Q, D]` float32 on the CPU."""
+        """A vector of each text, `[Q, D]` float32 on the CPU. Raises TypeError: one string, not a list of them."""
+        if isinstance(texts, str):
+            raise TypeError(f"texts are a list of sentences, not one string: [{texts!r}]")
         tokens = [ids[:LAST_TOKEN_POSITION] for ids in self.tokenizer.encode(texts, "query")]
         flat = np.array([token for ids in tokens for token in ids], dtype=np.int64)
         return self.embedder.texts(Texts(flat, offsets_of(np.array([len(ids) for ids in tokens], np.int64)))).cpu()

@@ -126,6 +126,13 @@ def test_nothing_asked_and_strange_texts(checkpoints, corpus):
     assert [len(moments) for moments in found] == [3, 3, 3]
 
 
+def test_one_string_is_no_list_of_texts(checkpoints, corpus):
+    """It is a sequence of strings too: its letters would be searched, one after the other."""
+    model = hero_model.load(checkpoints["finetune_synthetic"])
+    with pytest.raises(TypeError, match=r"texts are a list of sentences, not one string: \['a sad chef'\]"):
+        model.retrieve("a sad chef", index_of(model, corpus))
+
+
 def test_refusals_are_sentences(checkpoints, tmp_path):
     with pytest.raises(ValueError, match=r"trained entailment: it cannot search; fine-tune moment_retrieval from it"):
         hero_model.load(checkpoints["finetune_synthetic_entailment"])
