@@ -10,6 +10,8 @@ from pathlib import Path
 import av
 import pytest
 
+from hero_platform.infer.searcher import Answer
+from hero_platform.sources.base import Subtitle
 from hero_platform.sources.synthetic import SyntheticSource
 from hero_platform.sources.synthetic_films import write_films
 from hero_platform.store.reader import FeatureStore
@@ -66,12 +68,24 @@ def test_moments_become_files(run: list[str], tmp_path: Path, capsys):
     words += ["--media", str(films), "--clip", str(clips)]
     assert search.main(words) == 2
     assert f"{moment['video']} has no film in {films}" in capsys.readouterr().err
+    missed = json.loads(out.read_text())["answers"][0]["moments"][0]
+    assert missed["clip"] is None and missed["video"] == moment["video"], "answers are kept without their films"
     write_films(films, corpus, [moment["video"]])
     assert search.main(words) == 0
     video = json.loads(out.read_text())["answers"][0]["moments"][0]
     assert f"wrote {video['clip']}" in capsys.readouterr().out
     with av.open(video["clip"], "r") as made:
         assert made.duration / 1e6 == pytest.approx(video["end_s"] - video["start_s"], abs=0.3)
+
+
+def test_what_films_say_is_no_command_to_a_terminal():
+    said = [Subtitle(0.0, 1.0, "\x1b[2Jred\r\x07 \u00e9 \U0001f600")]
+    lines = search._lines("a\x1b]0;b\x07", [Answer("x\ny", 0.0, 1.0, 0.5, said)])
+    text = "\n".join(lines)
+    assert (
+        all(letter.isprintable() for letter in text.replace("\n", "")) and "red" in text and "\u00e9 \U0001f600" in text
+    )
+    assert len(lines) == 4
 
 
 @pytest.mark.parametrize(
