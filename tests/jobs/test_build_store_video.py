@@ -104,6 +104,24 @@ def test_a_dry_run_counts_and_writes_nothing(films: Path, tmp_path: Path, hero_h
     assert not hero_home.exists()
 
 
+def test_two_builds_of_one_store_are_not_at_work_at_once(
+    films: Path, encoder: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+):
+    """The one that ends first would take away what the other has extracted, which then has rejects for films."""
+    inside: list[int] = []
+
+    def extracting(*_: Any, **__: Any) -> Any:
+        inside.append(main(command(films, encoder, words, tmp_path / "store")))
+        raise ValueError("enough")
+
+    monkeypatch.setattr("hero_platform.video.build.extract", extracting)
+    monkeypatch.setattr("hero_platform.video.build.ray_cluster", lambda _: contextlib.nullcontext())
+    assert main(command(films, encoder, words, tmp_path / "store")) == 2 and inside == [2]
+    first, second = capsys.readouterr().err.splitlines()
+    assert "another build is at work in" in first and "wait for it, or choose another --out" in first
+    assert second.endswith("enough")
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_films_become_a_store_that_trains(

@@ -89,7 +89,7 @@ def build_from_films(
         Work.beside(out).remove()  # of a build that was killed between its last two steps
         return Manifest.read(out)
     job = _job(settings, Work.open(out, _extracted_by(described)), joined, described)
-    with ray_cluster(pools.cores):
+    with job.work.alone(), ray_cluster(pools.cores):
         records, bad, took = extract(films, job, pools, progress=progress)
         if with_text:
             _hear(records, settings, speech, job, pools)
@@ -111,7 +111,7 @@ def build_from_films(
         manifest = build(
             source, out, **store.as_arguments(), workers=pools.cores, progress=progress, record={"extraction": took}
         )
-    job.work.remove()
+        job.work.remove()
     return manifest
 
 
