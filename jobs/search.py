@@ -10,6 +10,7 @@ The first call of a checkpoint on a store encodes all its videos and keeps the r
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -105,9 +106,17 @@ def _open(own: argparse.Namespace, store: FeatureStore) -> Searcher:
     """Read the model; map the index, or build it."""
     from hero_platform.infer.searcher import Searcher
 
-    return Searcher.open(
+    searcher = Searcher.open(
         checkpoint_of(own), store, vocabulary=own.tokenizer, workers=own.workers, threads=own.threads, show=True
     )
+    warn(PROGRAM, searcher)
+    return searcher
+
+
+def warn(program: str, searcher: Searcher) -> None:
+    """Say what is not searched, which `jobs.serve` does too."""
+    if searcher.unread:
+        print(f"{program}: {searcher.unread}", file=sys.stderr)
 
 
 def _questions(own: argparse.Namespace) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import pytest
 
-from hero_platform.infer.searcher import Answer
+from hero_platform.infer.searcher import Answer, Searcher
 from hero_platform.sources.base import Subtitle
 from hero_platform.sources.synthetic import SyntheticSource
 from hero_platform.sources.synthetic_films import write_films
@@ -76,6 +76,13 @@ def test_moments_become_files(run: list[str], tmp_path: Path, capsys):
     assert f"wrote {video['clip']}" in capsys.readouterr().out
     with av.open(video["clip"], "r") as made:
         assert made.duration / 1e6 == pytest.approx(video["end_s"] - video["start_s"], abs=0.3)
+
+
+def test_what_is_not_searched_is_said_each_time(run: list[str], capsys, monkeypatch):
+    for _ in range(2):
+        monkeypatch.setattr(Searcher, "unread", "3 of 40 videos have an end")
+        assert search.main([*run, "x"]) == 0
+        assert "python -m jobs.search: 3 of 40 videos have an end" in capsys.readouterr().err
 
 
 def test_what_films_say_is_no_command_to_a_terminal():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,26 @@ def test_refusals(checkpoints, store, tmp_path):
     (other / "config.json").write_text(json.dumps(config | {"name": "changed"}))
     with pytest.raises(ValueError, match=r"config.json"):
         Searcher.open(str(other), store)
+
+
+def test_what_a_model_does_not_read_is_said(checkpoints, store):
+    """A film that is one long clip has an end that no question finds."""
+    searcher = Searcher.open(checkpoints[0], store)
+    assert searcher.unread == ""
+    embedder = searcher.retriever.embedder
+    most = int(np.sort(store.index.num_frames)[-3]) - 1
+    short = replace(embedder, task=replace(embedder.task, max_frames=most))
+    said = replace(searcher, retriever=replace(searcher.retriever, embedder=short)).unread
+    longer = int((store.index.num_frames > most).sum())
+    assert longer and said.startswith(f"{longer} of 40 videos have more than the {most} frames that this model reads")
+
+    least = int(np.sort(store.index.num_frames)[2]) + 1
+    long = replace(embedder, task=replace(embedder.task, shortest=least - 1, longest=least + 9))
+    searcher = replace(searcher, retriever=replace(searcher.retriever, embedder=long))
+    shorter = int((store.index.num_frames < least).sum())
+    assert searcher.unread.startswith(f"{shorter} of 40 videos have fewer than {least} frames, the least of a moment")
+    found = {moment.place for moments in searcher.find(SENTENCES, 100) for moment in moments}
+    assert all(searcher.index.num_frames[place] >= least for place in found)
 
 
 def test_subtitles_are_those_of_the_source(store):
