@@ -101,8 +101,8 @@ class VideoSource:
     def _taken(self, place: _Place, other: _Place) -> str:
         start_s, end_s = self._seconds(*place)
         return (
-            f"duplicate id: its seconds {start_s:g} to {end_s:g} would be called as {other.record.film.file}, or a clip "
-            "of that, already is: rename one of them"
+            f"duplicate id: its seconds {start_s:g} to {end_s:g} would be called as {other.record.film.file}, or a "
+            "clip of that, already is: rename one of them"
         )
 
     def _seconds(self, record: FilmRecord, first: int, last: int) -> tuple[float, float]:
