@@ -6,6 +6,7 @@ by its id: `<id>.mp4`, in folders as the id has slashes.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -85,6 +86,7 @@ def cut(media: Media, video: str, start_s: float, end_s: float, folder: Path) ->
 
     Raises:
         ValueError: the store knows no film of the video, or it is not there or cannot be read.
+        OSError: no space is left in the folder.
     """
     if video not in media.clips:
         raise ValueError(f"{video} has no film in {media.root}")
@@ -98,6 +100,8 @@ def cut(media: Media, video: str, start_s: float, end_s: float, folder: Path) ->
     except FileNotFoundError as error:
         raise ValueError(f"{source}, the film of {video}, is not there") from error
     except (ValueError, av.FFmpegError) as error:
+        if isinstance(error, av.FFmpegError) and error.errno == errno.ENOSPC:  # where it is written, not of the film
+            raise OSError(error.errno, error.strerror, str(target)) from error
         raise ValueError(f"{source}, the film of {video}, cannot be read: {error}") from error
     return target
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from uuid import uuid4
@@ -143,6 +144,13 @@ def test_other_videos_have_other_files(tmp_path: Path):
     media = Media(str(tmp_path), {video: Clip(video, source.name, 0.0, 1.0) for video in ids})
     made = [cut(media, video, 0, 1, tmp_path / "out") for video in ids]
     assert len(set(made)) == len(ids) and {path.parent for path in made} == {tmp_path / "out"}
+
+
+def test_a_full_disk_is_no_fault_of_the_film(tmp_path: Path, small_disk: Callable[[str], Path]):
+    disk = small_disk("8k")
+    with pytest.raises(OSError, match="No space left on device") as full:
+        cut(media_of(film(tmp_path / "film.mp4")), "v/1", 0, 6, disk)
+    assert files.is_full(full.value) and list(disk.iterdir()) == []
 
 
 def test_a_playlist_is_no_film(tmp_path: Path):
