@@ -88,6 +88,7 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path, films: Path, caps
         ([str(tmp_path / "nothing")], "no folder there"),
         ([str(films), "--encoder", "resnext"], "there is no encoder 'resnext'"),
         ([str(films), "--clip-seconds", "1", "--interval", "1.5"], "one of them is too short"),
+        ([str(films), "--interval", "1e-9"], "--interval 1e-09: the least is 0.001 s"),
     ]:
         assert main(["video", *words, "--corpus", "x", "--out", str(tmp_path / "out")]) == 2
         error = capsys.readouterr().err
