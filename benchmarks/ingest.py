@@ -114,7 +114,7 @@ def one(name: str, folder: Path, num_videos: int, *, check: bool) -> dict[str, A
         if name == "ray":
             from hero_platform.ray_cluster import cluster
 
-            stack.enter_context(cluster(2, dashboard=False))
+            stack.enter_context(cluster(2))
         if check:
             return {"digest": digest(loader.open(folder)(None))}
         next(iter(loader.open(folder)(None)))  # imports

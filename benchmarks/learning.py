@@ -186,11 +186,15 @@ def chance_of(kind: str, seed: int) -> float:
         other = np.roll(order, 1)  # the next clip in a random order: never the clip itself
         predicted = {clips.ids[here]: texts[there] for here, there in zip(order, other, strict=True)}
         return score_captions({clip: predicted[clip] for clip in clips.ids}, clips.references).values["cider_d"]
-    corpus, how = Corpus.open(store, SPLIT), Decoding()
+    return search_chance(store, SPLIT)[KINDS[kind].metric]
+
+
+def search_chance(store: FeatureStore, split: str) -> dict[str, float]:
+    """What moments and videos drawn without looking would score: recall -> percent, exact."""
+    corpus, how = Corpus.open(store, split), Decoding()
     frames = store.index.num_frames[corpus.rows]
     interval_s = store.rows(corpus.rows[:1]).interval_s.repeat(len(frames))
-    found = chance(corpus.truth, frames, interval_s, shortest=how.shortest, longest=how.longest)
-    return found[KINDS[kind].metric]
+    return chance(corpus.truth, frames, interval_s, shortest=how.shortest, longest=how.longest)
 
 
 def verdicts(table: Table) -> list[str]:

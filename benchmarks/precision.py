@@ -4,8 +4,9 @@ python -m benchmarks.precision [--device cpu|cuda] [--size debug|base] [--steps 
 
 Every run has the same weights, order, masks and dropout, so the loss of a step is compared with the loss of the same
 step. Runs drift apart as training goes on, whatever the cause: how far is put beside what another seed comes to. The
-band: in every window of 25 steps of one task the mean loss is within 2% of fp32's, eager. It is checked, not only
-told.
+band: in every window of 25 steps of one task the mean loss is within 3% of fp32's, eager. It is checked, not only
+told. It is as wide as it is because compiled blocks in fp32, which differ by rounding alone, are up to 2.4% apart at
+the debug recipe's rate of 3e-3; another seed comes to 22%.
 
 Debug size learns the synthetic corpus (recipe `pretrain_synthetic`); base size needs `--store`, one of TV. Weights,
 their moments, norms, softmaxes and losses are in fp32 always; bf16 is autocast around the forward pass.
@@ -32,7 +33,7 @@ from hero_platform.train.worker import Surroundings, train
 from jobs.recipes.pretrain import pretrain_tv
 from jobs.recipes.synthetic import pretrain_synthetic
 
-BAND, WINDOW = 0.02, 25
+BAND, WINDOW = 0.03, 25
 VARIANTS = {  # precision, compiled, how far the seed is from the first
     "fp32, eager": ("fp32", False, 0),
     "fp32, compiled": ("fp32", True, 0),

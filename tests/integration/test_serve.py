@@ -1,6 +1,6 @@
-"""The service as users have it: `jobs.serve` on Ray Serve, asked by programs and in a real browser.
+"""From pixels to an answer as users have it: films, a store, a model, `jobs.serve`, asked by programs and in a browser.
 
-The model has learnt the questions that are asked here: whether it answers others is for `benchmarks/learning.py`.
+The model has learnt the questions that are asked here: whether it answers others is for `benchmarks/pixels.py`.
 """
 
 from __future__ import annotations
@@ -17,28 +17,46 @@ from typing import Any, NamedTuple
 import pytest
 
 from hero_platform.sources.synthetic import SyntheticSource
-from hero_platform.sources.synthetic_films import write_films
+from hero_platform.sources.synthetic_films import write_films, write_texts
 from hero_platform.store.reader import FeatureStore
-from jobs import train
+from jobs import build_store, train
 from tests.integration.service import Service, browsing, keep_picture, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
+CORPUS = SyntheticSource(num_train=12, num_val=0, num_test=0, num_scenes=(3, 3), scene_frames=(3, 4))
 TOKEN = "correct-horse-battery"
 
 
 @pytest.fixture(scope="module")
-def service(tiny_store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """It needs a token, though it is on loopback, so that the page has to be let in."""
-    home = tmp_path_factory.mktemp("serve")
-    settings = ["--name", "learnt", "--store", f"synthetic={tiny_store}", "--steps", "120", "--batch", "24"]
-    quiet = ["--pool", "24", "--tracking.kind", "none", "--evaluation.every", "0", "--checkpoint.every", "60"]
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The root of all outputs of this module."""
+    root = tmp_path_factory.mktemp("serve")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HERO_HOME", str(home))
-        assert train.main(["finetune_synthetic", *settings, *quiet]) == 0
-    films = home / "films"
-    asked = [question.video for question in questions(tiny_store)]
-    write_films(films, SyntheticSource(frame_dim=16, num_train=24, num_val=8, num_test=8), dict.fromkeys(asked))
-    words = ["--run", "learnt", "--store", tiny_store, "--media", str(films)]
+        patch.setenv("HERO_HOME", str(root))
+        yield root
+
+
+@pytest.fixture(scope="module")
+def store(home: Path) -> str:
+    """Features of films, and what is asked about them."""
+    pytest.importorskip("av")
+    write_films(home / "films", CORPUS)
+    write_texts(home, CORPUS)
+    made = str(home / "store")
+    words = ["--corpus", "synthetic", "--tokenizer", str(home / "words.txt"), "--clip-seconds", "0", "--out", made]
+    assert build_store.main(["video", str(home / "films"), *words]) == 0
+    asked = ["--corpus", "tvr", "--split", "train", "--store", made, str(home / "train.jsonl")]
+    assert build_store.main(["annotations", *asked]) == 0
+    return made
+
+
+@pytest.fixture(scope="module")
+def service(home: Path, store: str) -> Iterator[Service]:
+    """It needs a token, though it is on loopback, so that the page has to be let in."""
+    settings = ["--name", "learnt", "--store", f"synthetic={store}", "--steps", "240", "--batch", "12"]
+    quiet = ["--pool", "12", "--tracking.kind", "none", "--evaluation.every", "0", "--checkpoint.every", "120"]
+    assert train.main(["finetune_synthetic", *settings, *quiet]) == 0
+    words = ["--run", "learnt", "--store", store]
     with serving(home, *words, token=TOKEN) as running:
         yield running
 
@@ -65,11 +83,11 @@ def questions(store: str) -> list[Asked]:
     return [Asked(*row) for row in zip(*columns, strict=True)]
 
 
-def test_programs_ask_it(service: Service, tiny_store: str):
+def test_programs_ask_it(service: Service, store: str):
     bearer = {"authorization": f"Bearer {TOKEN}"}
     assert service.ask("/healthz") == (200, b'{"status":"ok"}')
     assert service.ask("/api/status")[0] == service.ask("/api/search", {"question": "x"})[0] == 401
-    for asked in questions(tiny_store):
+    for asked in questions(store):
         status, body = service.ask("/api/search", {"question": asked.sentence, "top": 3}, **bearer)
         found = json.loads(body)
         first = found["moments"][0]
@@ -98,7 +116,7 @@ def test_a_new_checkpoint_comes_without_a_failed_request(service: Service, check
     for client in clients:
         client.start()
     try:
-        (checkpoints / "best.json").write_text('{"step": 60, "metric": "test"}')
+        (checkpoints / "best.json").write_text('{"step": 120, "metric": "test"}')
         service.process.send_signal(signal.SIGHUP)
         service.until("answering with ")
         time.sleep(1.0)
@@ -109,8 +127,8 @@ def test_a_new_checkpoint_comes_without_a_failed_request(service: Service, check
         ended.set()
         for client in clients:
             client.join()
-    assert failed == [] and seen[0] == "120" and seen[-1] == "060" and len(seen) > 20
-    (checkpoints / "best.json").write_text('{"step": 120, "metric": "test"}')
+    assert failed == [] and seen[0] == "240" and seen[-1] == "120" and len(seen) > 20
+    (checkpoints / "best.json").write_text('{"step": 240, "metric": "test"}')
     before = service.log.read_text().count("answering with ")
     service.process.send_signal(signal.SIGHUP)
     ends = time.monotonic() + 60
@@ -124,7 +142,7 @@ def page(service: Service) -> Iterator[Any]:
         yield opened
 
 
-def test_a_person_asks_in_a_browser(service: Service, page: Any, tiny_store: str):
+def test_a_person_asks_in_a_browser(service: Service, page: Any, store: str):
     """With the keyboard alone: the token, a question, its moment first, played from its start to its end."""
     page.locator("#token").wait_for()
     page.keyboard.type("not the token")
@@ -133,10 +151,10 @@ def test_a_person_asks_in_a_browser(service: Service, page: Any, tiny_store: str
     page.locator("#token").fill("")
     page.keyboard.type(TOKEN)
     page.keyboard.press("Enter")
-    page.get_by_text("40 videos are searched.").wait_for()
+    page.get_by_text("12 videos are searched.").wait_for()
     assert TOKEN not in page.url and TOKEN not in page.content()
 
-    asked = questions(tiny_store)[1]
+    asked = questions(store)[1]
     page.keyboard.type(asked.sentence)
     page.keyboard.press("Enter")
     first = page.locator("article").first

@@ -3,11 +3,14 @@
 A film shows what a frame feature of the same video is made of (`synthetic`): the place is the ground, who is there is a
 large figure that crosses the picture while the scene lasts, and act, object and mood are small and faint. What is said
 lies beside it as SRT. Nothing is drawn that a feature does not hold.
+
+With `write_texts` the films become a store as anybody's do: `jobs.build_store video`, then `annotations --corpus tvr`.
 """
 
 from __future__ import annotations
 
 import colorsys
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import av
 import numpy as np
 
 from hero_platform import files
-from hero_platform.sources.base import RawVideo
+from hero_platform.sources.base import Annotation, RawVideo
 from hero_platform.sources.synthetic import SyntheticSource
 from hero_platform.sources.synthetic_world import Scene
 
@@ -62,6 +65,30 @@ def write_films(folder: Path, corpus: SyntheticSource, videos: Iterable[str] | N
         files.write_bytes(film.with_suffix(".srt"), _srt(video).encode())
         films.append(film)
     return films
+
+
+def write_texts(folder: Path, corpus: SyntheticSource) -> None:
+    """Write the texts that belong to the films of a corpus, in the forms that `jobs.build_store` reads.
+
+    `words.txt` is the vocabulary (`--tokenizer`), `<split>.json` lists the videos of a split (`--splits`) and
+    `<split>.jsonl` has its moments as TVR publishes them (`annotations --corpus tvr`).
+
+    Args:
+        folder: where; made if it is not there.
+        corpus: its settings.
+    """
+    files.write_bytes(folder / "words.txt", "".join(f"{word}\n" for word in corpus.words()).encode())
+    videos: dict[str, list[str]] = {}
+    for planned in corpus.plan()[0]:
+        videos.setdefault(planned.id.partition("-")[0], []).append(planned.id)
+    moments: dict[str, list[str]] = {split: [] for split in videos}
+    for number, note in enumerate(corpus.annotations()):  # numbers of another kind are left out
+        if isinstance(note, Annotation) and note.kind == "moments":
+            row = {"desc_id": number, "desc": note.text, "vid_name": note.video, "ts": [note.start_s, note.end_s]}
+            moments[note.split].append(json.dumps(row) + "\n")
+    for split, ids in videos.items():
+        files.write_json(folder / f"{split}.json", ids)
+        files.write_bytes(folder / f"{split}.jsonl", "".join(moments[split]).encode())
 
 
 def _write_film(film: Path, corpus: SyntheticSource, scenes: list[Scene], rate: int, seed: int) -> None:

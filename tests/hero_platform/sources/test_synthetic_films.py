@@ -9,9 +9,13 @@ import av
 import numpy as np
 import pytest
 
+from hero_platform.corpora import CORPORA
+from hero_platform.sources.base import Annotation
+from hero_platform.sources.splits import read_splits
 from hero_platform.sources.subtitle_files import parse_cues
 from hero_platform.sources.synthetic import SyntheticSource
-from hero_platform.sources.synthetic_films import HEIGHT, WIDTH, write_films
+from hero_platform.sources.synthetic_films import HEIGHT, WIDTH, write_films, write_texts
+from hero_platform.store.tokens import TokenizerSpec
 
 CORPUS = SyntheticSource(frame_dim=8, num_train=4, num_val=0, num_test=0)
 
@@ -53,6 +57,20 @@ def test_what_is_said_lies_beside(films):
         said = parse_cues(film.with_suffix(".srt").read_text())
         assert [line.text for line in said] == [line.text for line in video.subtitles]
         assert [line[:2] for line in said] == [pytest.approx(line[:2], abs=1e-3) for line in video.subtitles]
+
+
+def test_words_splits_and_moments_are_read_as_anybody_s_are(tmp_path):
+    corpus = SyntheticSource(num_train=3, num_val=2, num_test=0, annotated_train=2)
+    write_texts(tmp_path, corpus)
+    assert TokenizerSpec.read(str(tmp_path / "words.txt")) == TokenizerSpec.of_words(corpus.words())
+    splits = read_splits([f"{split}={tmp_path / split}.json" for split in ("train", "val")])
+    assert splits == {planned.id: planned.id.partition("-")[0] for planned in corpus.plan()[0]}
+    asked = [note for note in corpus.annotations() if isinstance(note, Annotation) and note.kind == "moments"]
+    for split in ("train", "val"):
+        found = list(CORPORA["tvr"].read(str(tmp_path / f"{split}.jsonl"), split))
+        assert [(note.text, note.video, note.start_s, note.end_s) for note in found] == [
+            (note.text, note.video, note.start_s, note.end_s) for note in asked if note.split == split
+        ]
 
 
 def test_refusals(tmp_path):
