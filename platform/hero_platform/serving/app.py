@@ -38,6 +38,7 @@ HEADERS = {
         "img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     ),
     "x-content-type-options": "nosniff",
+    "cross-origin-resource-policy": "same-origin",  # a player in a page elsewhere would tell it a film's length
     "referrer-policy": "no-referrer",
 }
 NOT_ALLOWED: dict[int | str, dict[str, Any]] = {

@@ -191,6 +191,12 @@ def test_a_page_with_another_name_reaches_nothing(app: FastAPI):
     assert client(app).get("/api/status").status_code == 200
 
 
+def test_a_page_elsewhere_cannot_put_a_film_into_a_player_of_its_own(site: TestClient):
+    """It would not see the pictures, but how long the film is, and that it is there."""
+    film = site.get("/media/train-000000", headers={"range": "bytes=0-9"})
+    assert film.status_code == 206 and film.headers["cross-origin-resource-policy"] == "same-origin"
+
+
 # --- the page and the document --------------------------------------------------------------------------------------
 
 
