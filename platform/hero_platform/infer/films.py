@@ -165,7 +165,8 @@ class _Pictures:
             wide, high = high, wide
         self._stream.width, self._stream.height = max(wide // 2 * 2, 2), max(high // 2 * 2, 2)
         self._stream.pix_fmt = "yuv420p"
-        self._stream.time_base = Fraction(1, 90_000)  # films may have a rate that varies
+        ticks = Fraction(1, 90_000)  # films may have a rate that varies, and moments start between two pictures
+        self._stream.time_base = self._stream.codec_context.time_base = ticks
         self._last: av.VideoFrame | None = None
         self._last_s = -1.0  # when it was written; below 0: not yet
 

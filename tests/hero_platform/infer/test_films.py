@@ -153,6 +153,13 @@ def test_a_full_disk_is_no_fault_of_the_film(tmp_path: Path, small_disk: Callabl
     assert files.is_full(full.value) and list(disk.iterdir()) == []
 
 
+def test_a_moment_may_start_between_two_pictures(tmp_path: Path):
+    """Its first is on the screen for less than a picture of the film is."""
+    times, levels, _ = seen(cut(media_of(film(tmp_path / "film.mp4")), "v/1", 2.07, 2.5, tmp_path / "out"))
+    assert times == pytest.approx([0, 0.03, 0.13, 0.23, 0.33], abs=0.002)
+    assert levels == pytest.approx(20 + 2 * (20 + np.arange(5)), abs=1.5)
+
+
 def test_a_playlist_is_no_film(tmp_path: Path):
     film(tmp_path / "other.mp4", seconds=1)
     (tmp_path / "film.mp4").write_text("ffconcat version 1.0\nfile other.mp4\n")
