@@ -246,9 +246,10 @@ def _report(
                 f"first batch {spread([one['first_s'] for one in each])} s"
             )
         against = []
-        for mine, found in ((found["store"], found[name]) for found in rounds if found[name]):
+        for mine, found in ((found["store"], found[name]) for found in rounds if found["store"] and found[name]):
             against.append(mine["warm"]["videos_per_core_s"] / found["warm"]["videos_per_core_s"])
-        parts.append(f"this loader {spread(against)} times as fast a core, warm")
+        if against:
+            parts.append(f"this loader {spread(against)} times as fast a core, warm")
         record(f"ingest: {LOADERS[name].title}, {own.videos} videos of {num_bytes / 1e6:.2f} MB", "; ".join(parts))
     cores = [own.step_rate / value for value in rate]
     record(

@@ -104,14 +104,23 @@ class Retriever:
         return isinstance(self.embedder.task, VideoRetrieval)
 
     def encode_videos(self, videos: VideoRows) -> VideoIndex:
-        """Encode videos as a feature store gives them (`FeatureStore.rows`); all of them are in memory meanwhile."""
+        """Encode videos as a feature store gives them (`FeatureStore.rows`); all of them are in memory meanwhile.
+
+        Raises:
+            ValueError: there are none, or their features are not of the model's width.
+        """
+        width, own = videos.frames.shape[1], self.embedder.module.hero.cfg.frame_dim
+        if not videos.num_videos or width != own:
+            raise ValueError(f"{videos.num_videos} videos of width {width}: the model reads one or more of width {own}")
         units = [_some(videos, first, first + UNIT_VIDEOS) for first in range(0, videos.num_videos, UNIT_VIDEOS)]
         timings, states = zip(*(self.embedder.videos(unit) for unit in units), strict=True)
         timing = Timing(*map(np.concatenate, zip(*timings, strict=True)))
         return VideoIndex.of(videos.ids, timing, torch.cat(states).cpu())
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """A vector of each text, `[Q, D]` float32 on the CPU."""
+        """A vector of each text, `[Q, D]` float32 on the CPU. Raises TypeError: one string, not a list of them."""
+        if isinstance(texts, str):
+            raise TypeError(f"texts are a list of sentences, not one string: [{texts!r}]")
         tokens = [ids[:LAST_TOKEN_POSITION] for ids in self.tokenizer.encode(texts, "query")]
         flat = np.array([token for ids in tokens for token in ids], dtype=np.int64)
         return self.embedder.texts(Texts(flat, offsets_of(np.array([len(ids) for ids in tokens], np.int64)))).cpu()

@@ -10,6 +10,7 @@ The first call of a checkpoint on a store encodes all its videos and keeps the r
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -80,12 +81,13 @@ def _search(own: argparse.Namespace) -> int:
     search_s = time.perf_counter() - ready
     answers = [searcher.answers(moments) for moments in found]
     entries: list[dict[str, Any]] = []
+    lacking: list[str] = []
     for question, listed in zip(questions, answers, strict=True):
         print("\n".join(_lines(question, listed)))
         entry: dict[str, Any] = {"question": question, "moments": [as_json(answer) for answer in listed]}
         if own.clip:
             assert media is not None
-            _cut(media, entry["moments"], own.clip)
+            lacking += _cut(media, entry["moments"], own.clip)
         entries.append(entry)
     built = "after building the index" if searcher.was_built else "index found ready"
     print(
@@ -95,6 +97,8 @@ def _search(own: argparse.Namespace) -> int:
     facts = {"checkpoint": searcher.checkpoint, "store": store.digest, "videos": len(searcher.index)}
     times = {"start_up_s": round(ready - began, 3), "search_s": round(search_s, 4), "index_built": searcher.was_built}
     write_json(own.json, {**facts, **times, "answers": entries})
+    if lacking:
+        raise ValueError(f"{len(lacking)} moments were not cut; of the first: {lacking[0]}")
     return 0
 
 
@@ -102,9 +106,17 @@ def _open(own: argparse.Namespace, store: FeatureStore) -> Searcher:
     """Read the model; map the index, or build it."""
     from hero_platform.infer.searcher import Searcher
 
-    return Searcher.open(
+    searcher = Searcher.open(
         checkpoint_of(own), store, vocabulary=own.tokenizer, workers=own.workers, threads=own.threads, show=True
     )
+    warn(PROGRAM, searcher)
+    return searcher
+
+
+def warn(program: str, searcher: Searcher) -> None:
+    """Say what is not searched, which `jobs.serve` does too."""
+    if searcher.unread:
+        print(f"{program}: {searcher.unread}", file=sys.stderr)
 
 
 def _questions(own: argparse.Namespace) -> list[str]:
@@ -121,7 +133,7 @@ def _questions(own: argparse.Namespace) -> list[str]:
         lines = [own.question]
     else:
         try:
-            lines = files.read_bytes(own.questions).decode("utf-8").splitlines()
+            lines = files.read_bytes(own.questions).decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise ValueError(f"{own.questions} is not UTF-8 text: {error}") from error
     asked = [line.strip() for line in lines if line.strip()]
@@ -133,23 +145,34 @@ def _questions(own: argparse.Namespace) -> list[str]:
 def _lines(question: str, answers: Sequence[Answer]) -> list[str]:
     """A question and its table."""
     width = max((len(answer.video) for answer in answers), default=0)
-    lines = [question, f"  {'video':{width}}  start - end (s)     score  what is said there"]
+    lines = [_printable(question), f"  {'video':{width}}  start - end (s)     score  what is said there"]
     for answer in answers:
-        said = " / ".join(line.text.strip() for line in answer.subtitles)
+        said = _printable(" / ".join(line.text.strip() for line in answer.subtitles))
         times = f"{answer.start_s:6.1f} - {answer.end_s:6.1f}"
-        lines.append(f"  {answer.video:{width}}  {times}  {answer.score:9.4g}  {said}".rstrip())
+        lines.append(f"  {_printable(answer.video):{width}}  {times}  {answer.score:9.4g}  {said}".rstrip())
     return [*lines, ""]
 
 
-def _cut(media: Any, moments: list[dict[str, Any]], folder: str) -> None:
-    """Cut the moments of a question into files, and say of each where it is."""
+def _printable(text: str) -> str:
+    """Text for a terminal: subtitles and names of films are other people's, and may hold commands to it."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+
+
+def _cut(media: Any, moments: list[dict[str, Any]], folder: str) -> list[str]:
+    """Cut the moments of a question into files, and say of each where it is; returns why some could not be."""
     from pathlib import Path
 
     from hero_platform.infer.films import cut
 
+    lacking = []
     for moment in moments:
-        moment["clip"] = str(cut(media, moment["video"], moment["start_s"], moment["end_s"], Path(folder)))
-        print(f"wrote {moment['clip']}")
+        moment["clip"] = None
+        try:
+            moment["clip"] = str(cut(media, moment["video"], moment["start_s"], moment["end_s"], Path(folder)))
+            print(f"wrote {moment['clip']}")
+        except ValueError as error:
+            lacking.append(str(error))
+    return lacking
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from jobs.cli import Parser, add_checkpoint, checkpoint_of, program_of, run_search
-from jobs.search import add_store
+from jobs.search import add_store, warn
 
 if TYPE_CHECKING:
     from hero_platform.serving.on_ray import Service
@@ -150,7 +150,7 @@ def _prepare(own: argparse.Namespace, checkpoint: str) -> None:
     from hero_platform.store.reader import FeatureStore
 
     with threads(own.threads):
-        Searcher.open(
+        searcher = Searcher.open(
             checkpoint,
             FeatureStore.open(own.store),
             vocabulary=own.tokenizer,
@@ -158,6 +158,7 @@ def _prepare(own: argparse.Namespace, checkpoint: str) -> None:
             threads=own.threads,
             show=True,
         )
+    warn(PROGRAM, searcher)
 
 
 def _reload(own: argparse.Namespace, now: str, use: Callable[[str], None]) -> str:

@@ -60,7 +60,7 @@ def cluster(
     with scratch("hero-ray-") as folder:
         try:
             _keep_token_private()
-            # Ray's processes are ended before they clear up (the dashboard leaves sockets): their place will go
+            # Ray's processes are ended before they clear up: their place will go
             tempfile.gettempdir()  # remembered, so this process goes on with its own
             with _environment({"TMPDIR": folder, **ONE_ARENA}):
                 _init(

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,22 @@ def test_nothing_asked_and_strange_texts(checkpoints, corpus):
     assert model.retrieve([], index) == []
     found = model.retrieve(["", "zzz \U0001f600 unheard of", "the " * 3000], index, top=3)
     assert [len(moments) for moments in found] == [3, 3, 3]
+
+
+def test_one_string_is_no_list_of_texts(checkpoints, corpus):
+    """It is a sequence of strings too: its letters would be searched, one after the other."""
+    model = hero_model.load(checkpoints["finetune_synthetic"])
+    with pytest.raises(TypeError, match=r"texts are a list of sentences, not one string: \['a sad chef'\]"):
+        model.retrieve("a sad chef", index_of(model, corpus))
+
+
+def test_videos_of_another_model_or_none_are_refused(checkpoints, corpus):
+    model = hero_model.load(checkpoints["finetune_synthetic"])
+    rows = corpus.store.rows(corpus.rows[:2])
+    with pytest.raises(ValueError, match="2 videos of width 15: the model reads one or more of width 16"):
+        model.encode_videos(replace(rows, frames=rows.frames[:, :15]))
+    with pytest.raises(ValueError, match="0 videos of width 16"):
+        model.encode_videos(corpus.store.rows([]))
 
 
 def test_refusals_are_sentences(checkpoints, tmp_path):

@@ -88,6 +88,7 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path, films: Path, caps
         ([str(tmp_path / "nothing")], "no folder there"),
         ([str(films), "--encoder", "resnext"], "there is no encoder 'resnext'"),
         ([str(films), "--clip-seconds", "1", "--interval", "1.5"], "one of them is too short"),
+        ([str(films), "--interval", "1e-9"], "--interval 1e-09: the least is 0.001 s"),
     ]:
         assert main(["video", *words, "--corpus", "x", "--out", str(tmp_path / "out")]) == 2
         error = capsys.readouterr().err
@@ -102,6 +103,24 @@ def test_a_dry_run_counts_and_writes_nothing(films: Path, tmp_path: Path, hero_h
     assert told["films"] == 8 and told["with_subtitle_file"] == 1
     assert told["store"] == str(hero_home / "stores" / "own" / "efficientnet-lite0_1.5")
     assert not hero_home.exists()
+
+
+def test_two_builds_of_one_store_are_not_at_work_at_once(
+    films: Path, encoder: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+):
+    """The one that ends first would take away what the other has extracted, which then has rejects for films."""
+    inside: list[int] = []
+
+    def extracting(*_: Any, **__: Any) -> Any:
+        inside.append(main(command(films, encoder, words, tmp_path / "store")))
+        raise ValueError("enough")
+
+    monkeypatch.setattr("hero_platform.video.build.extract", extracting)
+    monkeypatch.setattr("hero_platform.video.build.ray_cluster", lambda _: contextlib.nullcontext())
+    assert main(command(films, encoder, words, tmp_path / "store")) == 2 and inside == [2]
+    first, second = capsys.readouterr().err.splitlines()
+    assert "another build is at work in" in first and "wait for it, or choose another --out" in first
+    assert second.endswith("enough")
 
 
 @pytest.mark.ray

@@ -10,6 +10,8 @@ from pathlib import Path
 import av
 import pytest
 
+from hero_platform.infer.searcher import Answer, Searcher
+from hero_platform.sources.base import Subtitle
 from hero_platform.sources.synthetic import SyntheticSource
 from hero_platform.sources.synthetic_films import write_films
 from hero_platform.store.reader import FeatureStore
@@ -39,7 +41,7 @@ def test_a_sentence_then_a_file_of_them(run: list[str], tiny_store: str, tmp_pat
         assert line.endswith(said)
 
     asked = tmp_path / "questions.txt"
-    asked.write_text(f"{SENTENCE}\n\n  a sad chef  \n")
+    asked.write_text(f"{SENTENCE}\n\n  a sad chef  \n", encoding="utf-8-sig")  # as Windows writes it
     assert search.main([*run, "--questions", str(asked), "--top", "3", "--json", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "2 questions in 40 videos" in printed and "index found ready" in printed
@@ -66,12 +68,31 @@ def test_moments_become_files(run: list[str], tmp_path: Path, capsys):
     words += ["--media", str(films), "--clip", str(clips)]
     assert search.main(words) == 2
     assert f"{moment['video']} has no film in {films}" in capsys.readouterr().err
+    missed = json.loads(out.read_text())["answers"][0]["moments"][0]
+    assert missed["clip"] is None and missed["video"] == moment["video"], "answers are kept without their films"
     write_films(films, corpus, [moment["video"]])
     assert search.main(words) == 0
     video = json.loads(out.read_text())["answers"][0]["moments"][0]
     assert f"wrote {video['clip']}" in capsys.readouterr().out
     with av.open(video["clip"], "r") as made:
         assert made.duration / 1e6 == pytest.approx(video["end_s"] - video["start_s"], abs=0.3)
+
+
+def test_what_is_not_searched_is_said_each_time(run: list[str], capsys, monkeypatch):
+    for _ in range(2):
+        monkeypatch.setattr(Searcher, "unread", "3 of 40 videos have an end")
+        assert search.main([*run, "x"]) == 0
+        assert "python -m jobs.search: 3 of 40 videos have an end" in capsys.readouterr().err
+
+
+def test_what_films_say_is_no_command_to_a_terminal():
+    said = [Subtitle(0.0, 1.0, "\x1b[2Jred\r\x07 \u00e9 \U0001f600")]
+    lines = search._lines("a\x1b]0;b\x07", [Answer("x\ny", 0.0, 1.0, 0.5, said)])
+    text = "\n".join(lines)
+    assert (
+        all(letter.isprintable() for letter in text.replace("\n", "")) and "red" in text and "\u00e9 \U0001f600" in text
+    )
+    assert len(lines) == 4
 
 
 @pytest.mark.parametrize(

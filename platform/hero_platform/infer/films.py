@@ -6,23 +6,36 @@ by its id: `<id>.mp4`, in folders as the id has slashes.
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import re
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
+import numpy as np
 from av.audio.resampler import AudioResampler
 from av.container import InputContainer, OutputContainer
+from av.packet import Packet
+from av.video.stream import VideoStream
 
 from hero_platform import files
 from hero_platform.store.media import Clip, Media, read_media
 from hero_platform.store.reader import FeatureStore
+from hero_platform.video.decode import open_film, video_stream, zero_s
+from hero_platform.video.decode import picture as upright
+from hero_platform.video.views import View
 
 SUFFIXES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".webm": "video/webm", ".mkv": "video/x-matroska"}
 SUFFIXES |= {".mov": "video/quicktime", ".avi": "video/x-msvideo", ".ogv": "video/ogg"}
 _RATE = 48_000  # samples a second of the sound of clips
+_SAME_S = 1e-6  # between two times that are one
+_NO_INDEX = ("mpegts", "mpeg", "mpegvideo")  # formats in which a search may end at a picture that needs earlier ones,
+_NO_INDEX_S = 10.0  # so it aims at so many seconds before
+_LONGEST = 120  # bytes of an id in a file's name
 
 
 def films_of(store: FeatureStore, folder: str | None = None) -> Media | None:
@@ -73,58 +86,136 @@ def cut(media: Media, video: str, start_s: float, end_s: float, folder: Path) ->
 
     Raises:
         ValueError: the store knows no film of the video, or it is not there or cannot be read.
+        OSError: no space is left in the folder.
     """
     if video not in media.clips:
         raise ValueError(f"{video} has no film in {media.root}")
     clip = media.clips[video]
-    name = re.sub(r"[^\w.=-]+", "_", video).lstrip(".") or "video"
-    target = folder / f"{name}_{start_s:.1f}-{end_s:.1f}.mp4"
+    target = folder / f"{_file_name(video)}_{start_s:.1f}-{end_s:.1f}.mp4"
     source = media.path(clip)
     try:
-        with files.open_read(source) as stream, av.open(stream, "r") as film, files.staged(target) as partial:
+        with files.open_read(source) as stream, open_film(stream) as film, files.staged(target) as partial:
             with av.open(str(partial), "w", format="mp4", options={"movflags": "faststart"}) as made:
                 _copy(film, made, clip.start + start_s, min(clip.start + end_s, clip.end))
     except FileNotFoundError as error:
         raise ValueError(f"{source}, the film of {video}, is not there") from error
-    except av.FFmpegError as error:
+    except (ValueError, av.FFmpegError) as error:
+        if isinstance(error, av.FFmpegError) and error.errno == errno.ENOSPC:  # where it is written, not of the film
+            raise OSError(error.errno, error.strerror, str(target)) from error
         raise ValueError(f"{source}, the film of {video}, cannot be read: {error}") from error
     return target
 
 
+def _file_name(video: str) -> str:
+    """An id as a part of a file's name; other ids have other names."""
+    name = re.sub(r"[^\w.=-]+", "_", video).lstrip(".").encode()[:_LONGEST].decode(errors="ignore") or "video"
+    return name if name == video else f"{name}_{hashlib.sha256(video.encode()).hexdigest()[:8]}"
+
+
 def _copy(film: InputContainer, made: OutputContainer, start_s: float, end_s: float) -> None:
-    """Decode these seconds of the first video and audio stream, encode them from 0 on."""
-    if not film.streams.video:
-        raise ValueError("the film has no picture")
-    picture = film.streams.video[0]
-    rate = picture.average_rate or picture.guessed_rate or Fraction(25)
-    video = made.add_stream("libx264", rate=rate, options={"crf": "23", "preset": "veryfast"})
-    video.width, video.height = picture.codec_context.width // 2 * 2, picture.codec_context.height // 2 * 2
-    video.pix_fmt = "yuv420p"
-    video.time_base = Fraction(1, 90_000)  # films may have a rate that varies
-    sound = film.streams.audio[0] if film.streams.audio else None
+    """Decode these seconds of a film, from its time 0 (see `decode`), and encode them from 0 on.
+
+    Raises:
+        ValueError: it has no picture that can be decoded there.
+    """
+    picture = video_stream(film)
+    sound = next((stream for stream in film.streams.audio if stream.codec_context is not None), None)
+    shown = _Pictures(made, _first(film, picture), picture, end_s - start_s)
     audio = made.add_stream("aac", rate=_RATE, layout="stereo") if sound else None
     resampler = AudioResampler("fltp", "stereo", _RATE) if sound else None
-    film.seek(max(0, int(start_s * av.time_base)), backward=True)
+    start_s, end_s = start_s + zero_s(film), end_s + zero_s(film)
+    early_s = _NO_INDEX_S if film.format.name in _NO_INDEX else 0.0
+    film.seek(max(0, int((start_s - early_s) * av.time_base)), backward=True)
     open_streams = {stream.index for stream in (picture, sound) if stream is not None}
     for packet in film.demux([stream for stream in (picture, sound) if stream is not None]):
-        for frame in packet.decode():
+        for frame in _decoded(packet):
             assert isinstance(frame, av.VideoFrame | av.AudioFrame), "only these streams are decoded"
-            if frame.time is None or frame.time < start_s - 1e-6:
+            if frame.time is None:
                 continue
-            if frame.time >= end_s - 1e-6:
+            if frame.time >= end_s - _SAME_S:
                 open_streams.discard(packet.stream.index)
-                continue
-            since = frame.time - start_s
-            if isinstance(frame, av.VideoFrame):
-                shown = frame.reformat(width=video.width, height=video.height, format="yuv420p")
-                shown.time_base, shown.pts, shown.pict_type = video.time_base, round(since * 90_000), 0
-                made.mux(video.encode(shown))
-            elif audio is not None and resampler is not None:
-                frame.time_base, frame.pts = Fraction(1, frame.sample_rate), round(since * frame.sample_rate)
+            elif isinstance(frame, av.VideoFrame):
+                shown.show(frame, frame.time - start_s)
+            elif audio is not None and resampler is not None and frame.time >= start_s - _SAME_S:
+                frame.time_base, frame.pts = (
+                    Fraction(1, frame.sample_rate),
+                    round((frame.time - start_s) * frame.sample_rate),
+                )
                 for heard in resampler.resample(frame):
                     made.mux(audio.encode(heard))
         if not open_streams:
             break
-    made.mux(video.encode(None))
+    shown.finish()
     if audio is not None:
         made.mux(audio.encode(None))
+
+
+class _Pictures:
+    """The pictures of a moment on their way into a file: upright, with square pixels.
+
+    A picture stays on the screen until the next one, so the last one before the moment may be its first.
+    """
+
+    def __init__(self, made: OutputContainer, first: av.VideoFrame, picture: VideoStream, seconds: float) -> None:
+        self._made, self._seconds = made, seconds
+        self._rate = picture.average_rate or picture.guessed_rate or Fraction(25)
+        self._stream = made.add_stream("libx264", rate=self._rate, options={"crf": "23", "preset": "veryfast"})
+        wide, high = round(first.width * float(picture.sample_aspect_ratio or 1)), first.height
+        if _turns(first) % 2:
+            wide, high = high, wide
+        self._stream.width, self._stream.height = max(wide // 2 * 2, 2), max(high // 2 * 2, 2)
+        self._stream.pix_fmt = "yuv420p"
+        ticks = Fraction(1, 90_000)  # films may have a rate that varies, and moments start between two pictures
+        self._stream.time_base = self._stream.codec_context.time_base = ticks
+        self._last: av.VideoFrame | None = None
+        self._last_s = -1.0  # when it was written; below 0: not yet
+
+    def show(self, frame: av.VideoFrame, since_s: float) -> None:
+        """A picture, and its seconds since the moment's start; those before it are not written."""
+        if since_s < -_SAME_S:
+            self._last = frame
+            return
+        if self._last is not None and self._last_s < 0 and since_s > _SAME_S:
+            self._write(self._last, 0.0)
+        self._write(frame, max(since_s, 0.0))
+
+    def finish(self) -> None:
+        """The last picture stays to the end. Raises ValueError: there was none."""
+        if self._last is None:
+            raise ValueError("no picture of it can be decoded there")
+        if self._last_s < 0:
+            self._write(self._last, 0.0)
+        if (end_s := self._seconds - float(1 / self._rate)) > self._last_s + float(1 / self._rate):
+            self._write(self._last, end_s)
+        self._made.mux(self._stream.encode(None))
+
+    def _write(self, frame: av.VideoFrame, since_s: float) -> None:
+        self._last, self._last_s = frame, since_s
+        high, wide = self._stream.height, self._stream.width
+        if _turns(frame):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(upright(frame, View(1, high, wide), 1.0)), "rgb24")
+        shown = frame.reformat(width=wide, height=high, format="yuv420p")
+        shown.time_base, shown.pts, shown.pict_type = self._stream.time_base, round(since_s * 90_000), 0
+        self._made.mux(self._stream.encode(shown))
+
+
+def _turns(frame: av.VideoFrame) -> int:
+    """How many quarters it has to be turned."""
+    return round(frame.rotation / 90) % 4
+
+
+def _first(film: InputContainer, picture: VideoStream) -> av.VideoFrame:
+    """Any picture, which tells what the others are like. Raises ValueError: there is none."""
+    for packet in film.demux(picture):
+        for frame in _decoded(packet):
+            assert isinstance(frame, av.VideoFrame), "a packet of pictures"
+            return frame
+    raise ValueError("no picture of it can be decoded")
+
+
+def _decoded(packet: Packet) -> list[Any]:
+    """What is in a packet; nothing where it is damaged, which a film may be in parts."""
+    try:
+        return list(packet.decode())
+    except av.FFmpegError:
+        return []

@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,17 +75,20 @@ def open_index(wanted: Wanted) -> VideoIndex | None:
         ValueError: it is damaged.
     """
     folder = wanted.folder
-    if not (folder / ABOUT).exists():
+    if not folder.exists():
         return None
-    about = files.read_json(folder / ABOUT)
-    for name, size in about["files"].items():
-        if not (folder / name).exists() or (folder / name).stat().st_size != size:
-            raise ValueError(f"{folder / name} is missing or was cut off: remove {folder}, and it is built again")
-    # copy on write: nothing writes, and PyTorch warns of arrays that nobody may write to
-    states, inverse, rows, num_frames, interval_s = (
-        np.load(folder / name, mmap_mode="c") for name in (STATES, *(f"{name}.npy" for name in _SMALL))
-    )
-    ids = wanted.store.index.ids[rows]
+    try:
+        about = files.read_json(folder / ABOUT)
+        for name, size in about["files"].items():
+            if (folder / name).stat().st_size != size:
+                raise ValueError(f"{name} was cut off")
+        # copy on write: nothing writes, and PyTorch warns of arrays that nobody may write to
+        states, inverse, rows, num_frames, interval_s = (
+            np.lib.format.open_memmap(folder / name, mode="c") for name in (STATES, *(f"{name}.npy" for name in _SMALL))
+        )
+        ids = wanted.store.index.ids[rows]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder} is no whole index ({error}): remove it, and it is built again") from error
     return VideoIndex(ids, interval_s, np.asarray(num_frames), torch.from_numpy(states), torch.from_numpy(inverse))
 
 
@@ -120,10 +123,14 @@ def build_index(wanted: Wanted, *, workers: int = 0, threads: int = 1, show: boo
             "files": {path.name: path.stat().st_size for path in sorted(made.iterdir())},
         }
         files.write_json(made / ABOUT, about)
-        with suppress(OSError):  # another process was quicker: its index is the same
+        try:
             os.rename(made, wanted.folder)
+        except OSError:
+            if not wanted.folder.exists():
+                raise
+            # another process was quicker: its index is the same
     index = open_index(wanted)
-    assert index is not None, "it was renamed by this process or another"
+    assert index is not None, "renamed by this process or another"
     return index
 
 

@@ -91,6 +91,23 @@ class Searcher:
             return cls(model, found, store, checkpoint)
         return cls(model, build_index(wanted, workers=workers, threads=threads, show=show), store, checkpoint, True)
 
+    @property
+    def unread(self) -> str:
+        """What of these videos no question finds, as a sentence; empty: nothing."""
+        task, frames, told = self.retriever.embedder.task, self.store.index.num_frames, []
+        if longer := int((frames > task.max_frames).sum()):
+            told.append(
+                f"{longer:,} of {len(self.index):,} videos have more than the {task.max_frames} frames that this model "
+                "reads: what comes after those is not found; cut films into shorter clips (--clip-seconds)"
+            )
+        least = 1 if self.retriever.whole_videos else Decoding.of(task).shortest + 1
+        if shorter := int((frames < least).sum()):
+            told.append(
+                f"{shorter:,} of {len(self.index):,} videos have fewer than {least} frames, the least of a moment: "
+                "they are not found; take more frames of a film (--interval)"
+            )
+        return "; ".join(told)
+
     def find(self, questions: Sequence[str] | torch.Tensor, top: int = 10) -> list[list[Moment]]:
         """The best moments of each question (or of its vector), best first."""
         return self.retriever.retrieve(questions, self.index, top=top, how=Decoding.of(self.retriever.embedder.task))

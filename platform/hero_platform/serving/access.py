@@ -18,7 +18,6 @@ TOKEN_VARIABLE = "HERO_SERVE_TOKEN"
 COOKIE = "hero_session"
 SESSION_S = 12 * 3600
 LEAST = 16  # characters of a token
-_LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Access:
         if self.token_sha256 or not self.loopback:
             return True
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-        return name.lower() in _LOCAL_NAMES
+        return is_loopback(name.lower())
 
     def admits(self, authorization: str, cookies: Mapping[str, str]) -> bool:
         """Whether a request may do more than see the empty page: by `Authorization: Bearer`, or by its session."""

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("page")
 PUBLIC = ("/", "/healthz", "/api/session")  # and /static/: nothing there is about anybody's videos
+METHODS = ("GET", "HEAD", "POST")  # that metrics name
 HEALTH_TIMEOUT_S = 5.0
 WRONG_TOKEN_S = 0.5  # a guess takes as long
 HEADERS = {
@@ -37,6 +38,7 @@ HEADERS = {
         "img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     ),
     "x-content-type-options": "nosniff",
+    "cross-origin-resource-policy": "same-origin",  # a player in a page elsewhere would tell it a film's length
     "referrer-policy": "no-referrer",
 }
 NOT_ALLOWED: dict[int | str, dict[str, Any]] = {
@@ -120,8 +122,9 @@ def _add_guard(app: FastAPI, access: Access, metrics: _Metrics) -> None:
         if not path.startswith(("/media/", "/static/")):
             response.headers["cache-control"] = "no-store"
         route = getattr(request.scope.get("route"), "path", "other")
-        metrics.requests.labels(request.method, route, str(response.status_code)).inc()
-        metrics.seconds.labels(request.method, route).observe(time.perf_counter() - began)
+        method = request.method if request.method in METHODS else "other"  # anybody may make one up: each is kept
+        metrics.requests.labels(method, route, str(response.status_code)).inc()
+        metrics.seconds.labels(method, route).observe(time.perf_counter() - began)
         return response
 
 

@@ -72,9 +72,10 @@ class Choice:
         self._said[replica] = (time.monotonic(), said)
         return self._wanted
 
-    def want(self, checkpoint: str) -> None:
-        """Change over to this one."""
-        self._wanted = checkpoint
+    def want(self, checkpoint: str) -> str:
+        """Change over to this one; returns what was wanted before."""
+        before, self._wanted = self._wanted, checkpoint
+        return before
 
     def said(self) -> list[Said]:
         """What those who live have."""
@@ -97,6 +98,8 @@ class Replica:
         while True:
             wanted = ray.get(self._choice.look.remote(self._name, said))
             if wanted in (said.checkpoint, said.refused):
+                if wanted == said.checkpoint:
+                    said = Said(wanted)  # what it could not read may be mended when it is wanted again
                 time.sleep(LOOK_S)
                 continue
             try:
@@ -163,9 +166,18 @@ def _change(choice: Any, checkpoint: str, replicas: int) -> None:
     """Have all replicas answer with a checkpoint.
 
     Raises:
-        RuntimeError: one cannot read it, or they take too long; those that can answer with it.
+        RuntimeError: one cannot read it, or they take too long; all are to answer with the one before.
     """
-    ray.get(choice.want.remote(checkpoint))
+    before = ray.get(choice.want.remote(checkpoint))
+    try:
+        _wait_for(choice, checkpoint, replicas)
+    except RuntimeError:
+        ray.get(choice.want.remote(before))  # also for a replica that dies and is started again
+        raise
+
+
+def _wait_for(choice: Any, checkpoint: str, replicas: int) -> None:
+    """Until all replicas answer with a checkpoint. Raises RuntimeError: see `_change`."""
     ends = time.monotonic() + CHANGE_S
     while time.monotonic() < ends:
         said = ray.get(choice.said.remote())

@@ -42,12 +42,17 @@ class VideoSource:
     split: str = "train"  # of every video, where `splits` is empty
 
     def plan(self) -> tuple[list[Planned], list[Reject]]:
-        """All clips, and the films that are none."""
+        """All clips, the films that are none, and the clips whose id is taken: `a.0` may be a film as well."""
         planned = [
             Planned(video, last - first, (last - first) * self.width * 4)
-            for video, (_, first, last) in self._all_places()
+            for video, (_, first, last) in self._places.items()
         ]
-        return planned, list(self.rejects)
+        taken = [
+            Reject(video, place.record.film.file, self._taken(place, self._places[video]))
+            for video, place in self._all_places()
+            if place != self._places[video]
+        ]
+        return planned, [*self.rejects, *taken]
 
     def read(self, ids: Sequence[str]) -> Iterator[RawVideo | Reject]:
         """Each clip with the subtitles that fall into it."""
@@ -90,8 +95,15 @@ class VideoSource:
     def _places(self) -> dict[str, _Place]:
         places: dict[str, _Place] = {}
         for video, place in self._all_places():
-            places.setdefault(video, place)  # of two with one id the first, as the plan does
+            places.setdefault(video, place)  # of two with one id the first
         return places
+
+    def _taken(self, place: _Place, other: _Place) -> str:
+        start_s, end_s = self._seconds(*place)
+        return (
+            f"duplicate id: its seconds {start_s:g} to {end_s:g} would be called as {other.record.film.file}, or a "
+            "clip of that, already is: rename one of them"
+        )
 
     def _seconds(self, record: FilmRecord, first: int, last: int) -> tuple[float, float]:
         end_s = record.duration_s if last == record.intervals else last * self.interval_s

@@ -15,7 +15,8 @@ from hero_model.packed.draw import hash_id
 # cuBLAS needs a fixed workspace to be deterministic; harmless without CUDA.
 _CUBLAS = ":4096:8"
 # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD of <malloc.h>: never map, never trim, grow by 256 MiB.
-_MALLOC = {-3: 1 << 30, -1: (1 << 31) - 1, -2: 256 << 20}
+_MMAP_THRESHOLD, _MMAP_MAX = -3, -4
+_MALLOC = {_MMAP_THRESHOLD: 1 << 30, -1: (1 << 31) - 1, -2: 256 << 20}
 
 
 def threads_for(threads: int, workers_on_node: int) -> int:
@@ -43,7 +44,9 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         for option, value in _MALLOC.items():
-            mallopt(option, value)
+            if not mallopt(option, value) and option == _MMAP_THRESHOLD:
+                # Older ones refuse more than 32 MiB, and then the other options would pin it at 128 KiB: map nothing.
+                mallopt(_MMAP_MAX, 0)
 
 
 def seed_for(*parts: int | str) -> int:

@@ -27,6 +27,7 @@ from hero_platform.video.work import FilmRecord, Work
 
 logger = logging.getLogger(__name__)
 
+LEAST_S = 0.001  # of an interval
 DEFAULT_CLIP_S = 60.0  # as the official HowTo100M data (hero.md 5.4)
 
 
@@ -50,9 +51,11 @@ class FilmSettings:
         return self.root.rstrip("/") if files.is_remote(self.root) else os.path.abspath(self.root)
 
     def __post_init__(self) -> None:
-        """Raise ValueError: a clip would be shorter than an interval."""
+        """Raise ValueError: a clip would be shorter than an interval, or there would be no end of frames."""
         if not self.interval_s > 0 or self.clip_s < 0 or 0 < self.clip_s < self.interval_s:
             raise ValueError(f"clips of {self.clip_s:g} s at {self.interval_s:g} s a frame: one of them is too short")
+        if self.interval_s < LEAST_S:
+            raise ValueError(f"--interval {self.interval_s:g}: the least is {LEAST_S:g} s; films have fewer pictures")
 
     @property
     def clip_intervals(self) -> int:
@@ -89,7 +92,7 @@ def build_from_films(
         Work.beside(out).remove()  # of a build that was killed between its last two steps
         return Manifest.read(out)
     job = _job(settings, Work.open(out, _extracted_by(described)), joined, described)
-    with ray_cluster(pools.cores):
+    with job.work.alone(), ray_cluster(pools.cores):
         records, bad, took = extract(films, job, pools, progress=progress)
         if with_text:
             _hear(records, settings, speech, job, pools)
@@ -111,7 +114,7 @@ def build_from_films(
         manifest = build(
             source, out, **store.as_arguments(), workers=pools.cores, progress=progress, record={"extraction": took}
         )
-    job.work.remove()
+        job.work.remove()
     return manifest
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import av.error
@@ -36,15 +36,15 @@ class Facts:
     subtitles: list[tuple[float, float, str]] = field(default_factory=list)  # of the best text track
 
 
-def open_film(path: str) -> Any:
-    """Open a film with PyAV.
+def open_film(film: str | BinaryIO) -> Any:
+    """Open a film with PyAV, by its local path or as an open file.
 
     Raises:
         ValueError: it is no video file of a known kind; the reason fits a reject.
     """
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
     try:
-        return av.open(path, options=options)
+        return av.open(film, options=options)
     except (av.error.FFmpegError, OSError) as error:
         raise ValueError(f"no readable video file: {error.strerror or error}") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -60,10 +60,16 @@ def find_films(root: str, languages: Sequence[str], *, by_path: bool = False) ->
     names = sorted(name for name in found if _suffix(name) in SUFFIXES)
     if not names:
         raise ValueError(f"{root}: no films there (files that end in {', '.join(sorted(SUFFIXES))})")
+    subtitles = _subtitle_files(found)
     films: dict[str, list[Film]] = {}
     for name in names:
         stem = name.removesuffix(PurePosixPath(name).suffix)
-        film = Film(stem if by_path else files.name_of(stem), name, found[name], _sidecar(stem, found, languages))
+        film = Film(
+            stem if by_path else files.name_of(stem),
+            name,
+            found[name],
+            _sidecar(stem, subtitles.get(stem, []), languages),
+        )
         films.setdefault(film.id, []).append(film)
     for same in films.values():
         if len(same) > 1:
@@ -118,12 +124,23 @@ def _names(root: str) -> Iterator[tuple[str, str]]:
             yield os.path.relpath(path, root).replace(os.sep, "/"), path
 
 
-def _sidecar(stem: str, found: dict[str, int], languages: Sequence[str]) -> str:
+def _subtitle_files(found: Iterable[str]) -> dict[str, list[str]]:
+    """Subtitle files by what the path of their film may be without its suffix: `a.b.srt` is of `a.b`, or of `a`."""
+    beside: dict[str, list[str]] = {}
+    for name in sorted(name for name in found if _suffix(name) in _SUBTITLES):
+        stem = name
+        while "." in files.name_of(stem):
+            stem = stem.rsplit(".", 1)[0]
+            beside.setdefault(stem, []).append(name)
+    return beside
+
+
+def _sidecar(stem: str, beside: Sequence[str], languages: Sequence[str]) -> str:
     """The best subtitle file of a film: without a language, then by the order of the languages (en also for en-US)."""
     for suffix in _SUBTITLES:
-        if stem + suffix in found:
-            return stem + suffix
-    beside = sorted(name for name in found if name.startswith(f"{stem}.") and _suffix(name) in _SUBTITLES)
+        for name in beside:
+            if name[len(stem) :].lower() == suffix:  # cameras and Windows write .SRT
+                return name
     for language in languages:
         for name in beside:
             tag = name[len(stem) + 1 :].rsplit(".", 1)[0].lower()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,12 +119,16 @@ class ListenTask:
     """Transcribes films inside a Ray actor, which loads the model once."""
 
     def __init__(self, folder: str, job: Job, device: str) -> None:
+        self._folder, self._job, self._device = folder, job, device
+
+    @cached_property
+    def _listener(self) -> Listener:
+        """Loaded with the first film, so that what is wrong with it is said as what is wrong with a film."""
         import torch
 
-        if device == "cpu":
+        if self._device == "cpu":
             torch.set_num_threads(1)
-        self._listener = Listener(folder, device)
-        self._job = job
+        return Listener(self._folder, self._device)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Keep what is said in the one film of `batch`; a film without sound says nothing."""
@@ -138,6 +143,6 @@ class ListenTask:
             self._job.work.write_heard(film, heard)
         except BadFilm:
             self._job.work.write_heard(film, [])
-        except OSError as problem:
-            error = f"{film.file}: {problem}"
+        except (OSError, ValueError, RuntimeError) as problem:  # also a model that gives no times
+            error = f"{film.file}: {' '.join(str(problem).split())}"
         return pa.table({"error": [error]})

@@ -6,9 +6,12 @@ the films that are not.
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -106,6 +109,28 @@ class Work:
         parts = [np.load(io.BytesIO(files.read_bytes(self._path(film, f"{chunk:05d}.npy")))) for chunk in chunks]
         start = first - chunks.start * chunk_intervals
         return np.concatenate(parts)[start : start + last - first]
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other builds of this machine out for the time of the block; the kernel lets go of what the dead held.
+
+        Raises:
+            ValueError: another is at work here. Two would take one another's files away.
+        """
+        if files.is_remote(self.root):
+            yield
+            return
+        handle = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"another build is at work in {self.root}: wait for it, or choose another --out"
+                ) from None
+            yield
+        finally:
+            os.close(handle)
 
     def remove(self) -> None:
         """The store is finished."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,11 +98,17 @@ def test_a_second_builder_takes_the_first_ones(checkpoints, store, monkeypatch):
     assert Searcher.open(checkpoints[0], store).find(SENTENCES) and len(indexes()) == 1
 
 
-def test_a_cut_off_file_is_said(checkpoints, store):
+@pytest.mark.parametrize("name", ["states.npy", "rows.npy", "index.json"])
+@pytest.mark.parametrize("damage", ["cut", "zeros", "gone", "empty"])
+def test_damage_is_said(checkpoints, store, name: str, damage: str):
+    """And what to do: an index without its `index.json` would stand in the way of the next one for ever."""
     Searcher.open(checkpoints[0], store)
-    states = indexes()[0] / "states.npy"
-    states.write_bytes(states.read_bytes()[:-4])
-    with pytest.raises(ValueError, match=r"states.npy is missing or was cut off: remove .*, and it is built again"):
+    path = indexes()[0] / name
+    data = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes({"cut": data[:-4], "zeros": bytes(len(data)), "empty": b"{}"}[damage])
+    with pytest.raises(ValueError, match=rf"{indexes()[0]} is no whole index \(.*\): remove it, and it is built again"):
         Searcher.open(checkpoints[0], store)
 
 
@@ -123,6 +130,26 @@ def test_refusals(checkpoints, store, tmp_path):
     (other / "config.json").write_text(json.dumps(config | {"name": "changed"}))
     with pytest.raises(ValueError, match=r"config.json"):
         Searcher.open(str(other), store)
+
+
+def test_what_a_model_does_not_read_is_said(checkpoints, store):
+    """A film that is one long clip has an end that no question finds."""
+    searcher = Searcher.open(checkpoints[0], store)
+    assert searcher.unread == ""
+    embedder = searcher.retriever.embedder
+    most = int(np.sort(store.index.num_frames)[-3]) - 1
+    short = replace(embedder, task=replace(embedder.task, max_frames=most))
+    said = replace(searcher, retriever=replace(searcher.retriever, embedder=short)).unread
+    longer = int((store.index.num_frames > most).sum())
+    assert longer and said.startswith(f"{longer} of 40 videos have more than the {most} frames that this model reads")
+
+    least = int(np.sort(store.index.num_frames)[2]) + 1
+    long = replace(embedder, task=replace(embedder.task, shortest=least - 1, longest=least + 9))
+    searcher = replace(searcher, retriever=replace(searcher.retriever, embedder=long))
+    shorter = int((store.index.num_frames < least).sum())
+    assert searcher.unread.startswith(f"{shorter} of 40 videos have fewer than {least} frames, the least of a moment")
+    found = {moment.place for moments in searcher.find(SENTENCES, 100) for moment in moments}
+    assert all(searcher.index.num_frames[place] >= least for place in found)
 
 
 def test_subtitles_are_those_of_the_source(store):

@@ -70,7 +70,7 @@ def test_a_session_ends_and_cannot_be_made_up(monkeypatch: pytest.MonkeyPatch):
     ("host", "known"),
     [
         ("localhost", True), ("127.0.0.1:8000", True), ("LOCALHOST:1", True), ("[::1]:8000", True), ("[::1]", True),
-        ("evil.example", False), ("127.0.0.1.evil.example:80", False), ("", False),
+        ("127.0.0.2:8000", True), ("evil.example", False), ("127.0.0.1.evil.example:80", False), ("", False),
     ],
 )  # fmt: skip
 def test_without_a_token_other_names_do_not_reach_it(host: str, known: bool):

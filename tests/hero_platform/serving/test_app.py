@@ -86,7 +86,9 @@ def test_status_health_and_metrics(site: TestClient, searcher: Searcher, media: 
         "films": 3,
     }
     site.get("/media/nothing")
+    site.request("MADEUP", "/healthz")
     numbers = site.get("/metrics").text
+    assert "MADEUP" not in numbers and 'method="other"' in numbers
     assert "hero_index_videos 40.0" in numbers
     assert 'hero_requests_total{method="GET",route="/healthz",status="200"} 1.0' in numbers
     assert 'hero_requests_total{method="GET",route="/media/{video:path}",status="404"} 1.0' in numbers
@@ -187,6 +189,12 @@ def test_a_page_with_another_name_reaches_nothing(app: FastAPI):
     rebound = TestClient(app, base_url="http://evil.example:8000")
     assert rebound.get("/api/status").status_code == rebound.get("/").status_code == 421
     assert client(app).get("/api/status").status_code == 200
+
+
+def test_a_page_elsewhere_cannot_put_a_film_into_a_player_of_its_own(site: TestClient):
+    """It would not see the pictures, but how long the film is, and that it is there."""
+    film = site.get("/media/train-000000", headers={"range": "bytes=0-9"})
+    assert film.status_code == 206 and film.headers["cross-origin-resource-policy"] == "same-origin"
 
 
 # --- the page and the document --------------------------------------------------------------------------------------

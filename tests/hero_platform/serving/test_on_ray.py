@@ -60,6 +60,22 @@ def test_what_cannot_be_read_changes_nothing(replica: Replica, choice: Remote):
     assert replica._searcher.checkpoint == "second"
 
 
+def test_a_replica_that_is_started_again_gets_what_the_others_have(replica: Replica, choice: Remote):
+    """Serve starts one for each that died: with a checkpoint that cannot be read it never would."""
+    with pytest.raises(RuntimeError, match="broken is damaged"):
+        on_ray._change(choice, "broken", 1)
+    assert Replica("store", None, 1, choice)._searcher.checkpoint == "first"
+
+
+def test_what_could_not_be_read_may_be_mended(replica: Replica, choice: Remote, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(RuntimeError, match="broken is damaged"):
+        on_ray._change(choice, "broken", 1)
+    monkeypatch.setattr(Replica, "_opened", lambda self, checkpoint: SimpleNamespace(checkpoint=checkpoint))
+    time.sleep(5 * on_ray.LOOK_S)
+    on_ray._change(choice, "broken", 1)
+    assert replica._searcher.checkpoint == "broken"
+
+
 def test_all_replicas_have_to_say_so(replica: Replica, choice: Remote, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(on_ray, "CHANGE_S", 0.3)
     with pytest.raises(RuntimeError, match="still answer with another checkpoint than second"):

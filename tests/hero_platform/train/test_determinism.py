@@ -3,6 +3,7 @@
 import ctypes
 import resource
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -39,6 +40,21 @@ def _faults_in_a_thread() -> int:
 def test_memory_of_one_step_serves_the_next():
     keep_freed_memory()
     assert _faults_of_a_later_use() < 100  # of 4,096 pages
+
+
+@pytest.mark.parametrize(("refused", "mapped"), [(False, []), (True, [(-4, 0)])])
+def test_a_glibc_that_refuses_the_threshold_maps_nothing(refused, mapped, monkeypatch):
+    """Older ones take at most 32 MiB (HEAP_MAX_SIZE / 2 in malloc.c)."""
+    asked = []
+
+    def mallopt(option: int, value: int) -> int:
+        asked.append((option, value))
+        return int(not (refused and option == -3))
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    keep_freed_memory()
+    assert [each for each in asked if each[0] == -4] == mapped
+    assert {option for option, _ in asked} >= {-3, -1, -2}
 
 
 @glibc

@@ -37,6 +37,7 @@ def test_films_are_found_at_any_depth_in_the_order_of_their_paths(tmp_path: Path
         (["a.de.srt", "a.EN-us.vtt"], "a.EN-us.vtt"),
         (["a.de.srt", "a.fr.vtt"], "a.fr.vtt"),
         (["a.de.srt"], ""),
+        (["a.SRT", "a.en.vtt"], "a.SRT"),
         (["ab.srt", "a.txt"], ""),
     ],
 )

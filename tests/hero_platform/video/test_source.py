@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,17 @@ def test_clips_have_their_frames_their_seconds_and_their_place_in_the_film(tmp_p
         Clip("a.2", "deep/a.mkv", 16.0, 24.0),
         Clip("a.3", "deep/a.mkv", 24.0, 24.5),
     ]
+
+
+def test_a_clip_whose_id_is_that_of_a_film_is_named_with_what_is_lost(tmp_path: Path):
+    source = extracted(tmp_path)
+    (record,) = source.records
+    other = replace(record, film=Film("a.1", "a.1.mkv", 5), intervals=4, duration_s=4.0)
+    planned, (_, lost) = replace(source, records=(record, other)).plan()
+    assert len(planned) == 4 and (lost.id, lost.where) == ("a.1", "a.1.mkv")
+    assert lost.reason.startswith("duplicate id: its seconds 0 to 4 would be called as deep/a.mkv, or a clip of that")
+    planned, (_, lost) = replace(source, records=(other, record)).plan()
+    assert len(planned) == 4 and (lost.id, lost.where) == ("a.1", "deep/a.mkv") and "seconds 8 to 16" in lost.reason
 
 
 def test_a_film_that_is_one_clip_keeps_its_id(tmp_path: Path):

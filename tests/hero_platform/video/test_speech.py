@@ -56,6 +56,28 @@ def test_a_film_is_heard_once_and_one_without_sound_says_nothing(film: Callable[
     assert job.work.heard(loud) and job.work.heard(still) == []
 
 
+@pytest.mark.parametrize("wrong", ["no speech model", "no times"])
+def test_a_model_that_cannot_listen_is_said_with_the_film(
+    film: Callable[..., Path], tmp_path: Path, wrong: str, monkeypatch: pytest.MonkeyPatch
+):
+    """As an exception of an actor it would be pages of Ray's."""
+    root = str(film("loud.mp4", seconds=1, sound=True).parent)
+    job = Job(root, Work.open(str(tmp_path / "store"), {}), (), "", (), 1.5, (), Limits())
+
+    def no_times(*_: object, **__: object) -> None:
+        raise ValueError("CTC can either predict\ncharacter level timestamps, or word level")
+
+    if wrong == "no times":
+        monkeypatch.setattr(Listener, "__init__", lambda *_: None)
+        monkeypatch.setattr(Listener, "cues", no_times)
+    task = ListenTask(str(tmp_path), job, "cpu")
+    (loud,) = find_films(root, [])[0]
+    (error,) = task(pa.table({"film": [json.dumps(asdict(loud))]})).column("error").to_pylist()
+    assert error.startswith("loud.mp4: ") and "\n" not in error
+    assert ("CTC can either predict character" if wrong == "no times" else "its speech model cannot be loaded") in error
+    assert job.work.heard(loud) is None
+
+
 @pytest.mark.parametrize("broken", ["empty", "vit"])
 def test_what_is_no_speech_model_is_one_sentence(tmp_path: Path, broken: str):
     (tmp_path / "empty").mkdir()
