@@ -21,6 +21,13 @@ OBJECT_STORE_BYTES = 200 << 20  # weights and features never pass through it
 # nothing larger than 64 MB: each large tensor is mapped anew, page by page. With one arena for all threads it is kept
 # (`train.determinism`). glibc reads this as a process starts; another C library does not.
 ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
+# For a cluster on this machine that ends with its work: a process of Ray's that only waits takes a hundredth of a core,
+# and two seconds of one to start.
+FEW_PROCESSES = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes its only node away and leaves the run
+    "RAY_prestart_worker_first_driver": "0",  # Ray Train's workers have variables of their own, so they cannot be these
+    "RAY_enable_metrics_collection": "0",  # nobody looks at Ray's own: ours go to the tracker
+}
 
 
 @contextlib.contextmanager
@@ -31,8 +38,8 @@ def cluster(
     cpus_each: int = 1,
     gpus_each: float = 0.0,
     crowded: bool = False,
-) -> Iterator[None]:
-    """Use the running cluster, or start a local one that leaves nothing behind.
+) -> Iterator[bool]:
+    """Use the running cluster, or start a local one that leaves nothing behind; gives whether it is the running one.
 
     Args:
         num_workers: processes that are to run at once.
@@ -51,7 +58,7 @@ def cluster(
     if found := joined():
         _check_room(counts, "CPU", cpus_each, found.get("CPU", 0), "the Ray cluster")
         _check_room(counts, "GPU", gpus_each, found.get("GPU", 0), "the Ray cluster")
-        yield
+        yield True
         return
     if not crowded:
         _check_room((num_workers, num_workers), "CPU", cpus_each, len(os.sched_getaffinity(0)), "this machine")
@@ -62,7 +69,7 @@ def cluster(
             _keep_token_private()
             # Ray's processes are ended before they clear up: their place will go
             tempfile.gettempdir()  # remembered, so this process goes on with its own
-            with _environment({"TMPDIR": folder, **ONE_ARENA}):
+            with _environment({"TMPDIR": folder, **ONE_ARENA, **FEW_PROCESSES}), _fewest_daemons():
                 _init(
                     address="local",  # else Ray joins any cluster that it finds on this machine
                     num_cpus=max(needed + 2, os.cpu_count() or 2),  # fewer can deadlock (stack.md 0.5)
@@ -73,7 +80,7 @@ def cluster(
                     logging_level=logging.ERROR,
                 )
             _check_room(counts, "GPU", gpus_each, ray.cluster_resources().get("GPU", 0), "this machine")
-            yield
+            yield False
         finally:
             ray.shutdown()
 
@@ -185,6 +192,19 @@ def _groups_of_their_own() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = starts
+
+
+@contextlib.contextmanager
+def _fewest_daemons() -> Iterator[None]:
+    """A cluster that is made here does without an autoscaler, which has nothing to add, and without copies of logs."""
+    from ray._private import parameter
+
+    plain = parameter.RayParams
+    parameter.RayParams = functools.partial(plain, no_monitor=True, include_log_monitor=False)
+    try:
+        yield
+    finally:
+        parameter.RayParams = plain
 
 
 @contextlib.contextmanager

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TRUE_COLOR = "#2a9d4a"
 COLORS = ("#1f6fb4", "#c9622b", "#7a5195", "#6b6b6b")
@@ -26,7 +29,7 @@ class MomentCase:
 def moments_figure(cases: Sequence[MomentCase]) -> Figure:
     """One timeline per query: the true moment, and each system's answers, the better the darker."""
     systems = list(cases[0].predicted)
-    figure = Figure(figsize=(10, 0.9 + (0.75 + 0.25 * len(systems)) * len(cases)), layout="constrained")
+    figure = _figure((10, 0.9 + (0.75 + 0.25 * len(systems)) * len(cases)))
     for axes, case in zip(figure.subplots(len(cases), 1, squeeze=False)[:, 0], cases, strict=True):
         lanes = ["true", *systems]
         _bar(axes, 0, case.true_s, TRUE_COLOR, 1.0)
@@ -49,7 +52,7 @@ def loss_figure(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> 
     """One panel per curve: name -> steps and losses."""
     columns = min(len(curves), 4)
     rows = -(-len(curves) // columns)
-    figure = Figure(figsize=(3.2 * columns, 2.4 * rows), layout="constrained")
+    figure = _figure((3.2 * columns, 2.4 * rows))
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels[len(curves) :]:
         axes.set_visible(False)
@@ -68,7 +71,7 @@ def recall_figure(curves: Mapping[str, np.ndarray]) -> Figure:
         curves: `vcmr_iou07` or `vr` -> `[K]` percent at 1 to K answers.
     """
     tasks = list(dict.fromkeys(name.partition("_")[0] for name in curves))
-    figure = Figure(figsize=(3.6 * len(tasks), 3.0), layout="constrained")
+    figure = _figure((3.6 * len(tasks), 3.0))
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         own = {name: curve for name, curve in curves.items() if name.partition("_")[0] == task}
         for color, (name, curve) in zip(COLORS, own.items(), strict=False):
@@ -93,7 +96,7 @@ def times_figure(true_N2: np.ndarray, found_N2: np.ndarray) -> Figure:
         true_N2: `[N, 2]`.
         found_N2: `[N, 2]`.
     """
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    figure = _figure((7.2, 3.6))
     longest = float(max(true_N2.max(), found_N2.max()))
     for axes, side, name in zip(figure.subplots(1, 2), range(2), ("start", "end"), strict=True):
         axes.plot([0, longest], [0, longest], color=TRUE_COLOR, linewidth=1)
@@ -122,7 +125,7 @@ def grid_figure(grid: Grid) -> Figure:
     totals = grid.counts.sum(axis=1, keepdims=True)
     shares = grid.counts / np.maximum(totals, 1)
     num_rows, num_columns = grid.counts.shape
-    figure = Figure(figsize=(2.2 + 1.1 * num_columns, 1.4 + 0.5 * num_rows), layout="constrained")
+    figure = _figure((2.2 + 1.1 * num_columns, 1.4 + 0.5 * num_rows))
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for row in range(num_rows):
@@ -151,7 +154,7 @@ class CaptionCase:
 
 def captions_figure(cases: Sequence[CaptionCase]) -> Figure:
     """Each clip on the timeline of its video, with its captions below."""
-    figure = Figure(figsize=(10, 1.25 * len(cases)), layout="constrained")
+    figure = _figure((10, 1.25 * len(cases)))
     for axes, case in zip(figure.subplots(len(cases), 1, squeeze=False)[:, 0], cases, strict=True):
         start_s, end_s = (0.0, case.duration_s) if np.isnan(case.span_s).any() else case.span_s
         _bar(axes, 0, (0.0, case.duration_s), "#dddddd", 1.0)
@@ -168,3 +171,10 @@ def captions_figure(cases: Sequence[CaptionCase]) -> Figure:
 
 def _bar(axes: object, lane: int, span: tuple[float, float], color: str, alpha: float) -> None:
     axes.barh(lane, span[1] - span[0], left=span[0], height=0.6, color=color, alpha=alpha, linewidth=0, zorder=2)  # type: ignore[attr-defined]
+
+
+def _figure(size: tuple[float, float]) -> Figure:
+    """An empty one, of so many inches."""
+    from matplotlib.figure import Figure  # half a second, which no start of a worker has to wait for
+
+    return Figure(figsize=size, layout="constrained")

@@ -82,8 +82,8 @@ def run_on_ray(
         files.remove(files.join(folder, name))
     fewest = config.scale.min_workers or config.scale.num_workers
     room = cluster(config.scale.num_workers, fewest=fewest, gpus_each=config.scale.gpus_per_worker, crowded=True)
-    with room, scratch("hero-train-") as storage:
-        trainer = _trainer(config, folder, storage, provenance)
+    with room as joined, scratch("hero-train-") as storage:
+        trainer = _trainer(config, folder, storage, provenance, outlives=joined)
         outcome: list[BaseException | None] = []
 
         def fit() -> None:
@@ -104,12 +104,22 @@ def run_on_ray(
         raise TrainingFailed(f"run {config.name} failed: {_cause(error)}") from error
 
 
-def _trainer(config: RunConfig, folder: str, storage: str, provenance: Mapping[str, Any]) -> Any:
+def _trainer(config: RunConfig, folder: str, storage: str, provenance: Mapping[str, Any], *, outlives: bool) -> Any:
+    """Ray's side of the run; `outlives` says that the cluster stays when this process ends."""
     from ray.train import FailureConfig, ScalingConfig, UserCallback
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchTrainer
 
     scale = config.scale
+
+    class Trainer(TorchTrainer):
+        """Without processes that this run has no use for: each holds up every start of the workers."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            unused = {"DatasetsCallback"}  # it serves datasets of Ray Data to the workers (D7: ours read the store)
+            if not outlives:
+                unused.add("PlacementGroupCleanerCallback")  # what it clears up goes with the cluster
+            return [each for each in super()._create_default_callbacks() if type(each).__name__ not in unused]
 
     class Restarts(UserCallback):
         """Say why workers died, and end the run when they die of the same again; runs in Ray's controller process."""
@@ -127,7 +137,7 @@ def _trainer(config: RunConfig, folder: str, storage: str, provenance: Mapping[s
             allowed = f"Ray starts them again, at most {scale.max_failures} times"
             _note(folder, f"{config.name}: workers stopped ({cause}); {allowed}")
 
-    return TorchTrainer(
+    return Trainer(
         ray_worker,
         train_loop_config={"config": config_io.to_json(config), "folder": folder, "provenance": dict(provenance)},
         scaling_config=ScalingConfig(
@@ -238,6 +248,7 @@ def _signal(config: RunConfig, folder: str, comm: Comm, device: torch.device) ->
     every = 1 if device.type == "cpu" else config.tracking.log_every  # elsewhere the answer waits for the device
     pause = REMOTE_LOOK_EVERY_S if files.is_remote(folder) else 0.0
     asked, looked, watched = 0, -pause, time.monotonic()
+    noticeable = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"  # a local cluster has no such watcher
     going: set[str] = set()
 
     def ask() -> Signal:
@@ -250,7 +261,7 @@ def _signal(config: RunConfig, folder: str, comm: Comm, device: torch.device) ->
             now = time.monotonic()
             if now - looked >= pause:
                 looked, stop = now, files.exists(path)
-            if now - watched >= PREEMPTION_LOOK_S:
+            if noticeable and now - watched >= PREEMPTION_LOOK_S:
                 watched, look = now, True
         agreed = comm.sum(torch.tensor([float(stop), float(look)], device=device)).tolist()
         if agreed[0]:
