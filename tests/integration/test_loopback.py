@@ -124,6 +124,16 @@ def test_there_is_no_dashboard(local_ray: LocalRay):
 
 
 @pytest.mark.ray
+def test_nothing_runs_that_only_waits(local_ray: LocalRay):
+    below = local_ray.process.children(recursive=True)
+    programs = [" ".join(each.cmdline()) for each in below]
+    assert any("raylet" in each for each in programs)
+    assert not [each for each in programs if "log_monitor.py" in each or "monitor.py" in each]
+    workers = [each for each in programs if each.startswith("ray::") and "Agent" not in each]
+    assert len(workers) <= 1, "the one that answered, and none that was started ahead"
+
+
+@pytest.mark.ray
 def test_the_token_is_this_users_alone(local_ray: LocalRay):
     assert local_ray.token.stat().st_mode & 0o777 == 0o600 and len(local_ray.token.read_text()) == 64
     shown = " ".join(program for _, program in local_ray.listening.values())

@@ -77,6 +77,9 @@ def test_workers(ray_session, runs, tracking_database):
 
     process = runs.start("broken", *two)
     runs.until(lambda: runs.step("broken") >= 9, process)
+    assert runs.processes("ray::TrainController"), "processes of Ray are found by such names"
+    for unused in ("DatasetManager", "PlacementGroupCleaner", "PreemptionWatcher", "IDLE"):
+        assert not runs.processes(f"ray::{unused}"), "it would hold up every start of the workers"
     victim = random.Random(5).choice(runs.processes("RayTrainWorker"))
     victim.kill()
     runs.hit(process, "broken", 23, signal.SIGKILL)
