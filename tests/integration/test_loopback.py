@@ -128,9 +128,7 @@ def test_nothing_runs_that_only_waits(local_ray: LocalRay):
     below = local_ray.process.children(recursive=True)
     programs = [" ".join(each.cmdline()) for each in below]
     assert any("raylet" in each for each in programs)
-    assert not [each for each in programs if "log_monitor.py" in each or "monitor.py" in each]
-    workers = [each for each in programs if each.startswith("ray::") and "Agent" not in each]
-    assert len(workers) <= 1, "the one that answered, and none that was started ahead"
+    assert not [each for each in programs if "monitor.py" in each], "an autoscaler, or one that copies logs"
 
 
 @pytest.mark.ray
