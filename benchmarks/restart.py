@@ -39,16 +39,8 @@ class Run:
         self._folder = home / "runs" / name
         settings = ["--store", f"tv={store}", "--model", size, "--batch", str(BATCH), "--name", name, *words]
         settings += ["--checkpoint.every", "4", "--evaluation.every", "0", "--tracking.log-every", "1"]
-        settings += [
-            "--tracking.kind",
-            "none",
-            "--model.frame-dim",
-            "4352",
-            "--steps",
-            "100000",
-            "--scale.max-failures",
-            "1000",
-        ]
+        settings += ["--tracking.kind", "none", "--model.frame-dim", "4352", "--steps", "100000"]
+        settings += ["--scale.max-failures", "1000"]  # a worker is killed in each round
         self._command = [sys.executable, "-m", "jobs.train", "pretrain_tv", *settings]
         self._environment = {**os.environ, "HERO_HOME": str(home)}
         self.process: subprocess.Popen[bytes] | None = None

@@ -179,6 +179,14 @@ def test_help_imports_nothing_heavy(job: str):
     assert "usage:" in done.stdout
 
 
+def test_workers_start_without_what_draws():
+    program = "import sys, hero_platform.train.on_ray\nassert 'matplotlib' not in sys.modules\n"
+    path = os.pathsep.join([str(ROOT), str(ROOT / "platform")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_step_benchmark_runs_on_a_bare_machine():
     """`benchmarks.step` goes to GPU machines that have torch and NumPy and nothing else of ours."""
     program = (
