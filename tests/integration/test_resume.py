@@ -85,7 +85,7 @@ def test_workers(ray_session, runs, tracking_database):
     runs.hit(process, "broken", 23, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     starts = len(list((runs.home / "runs" / "broken" / "starts").iterdir()))
-    assert starts == 2 and "workers stopped (worker" in runs.said("broken")
+    assert starts == 2 and f": process {victim.pid} on " in runs.said("broken")
 
     process = runs.start("broken", *two)
     begun = runs.home / "runs" / "broken" / "starts"

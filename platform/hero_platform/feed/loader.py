@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from hero_model.config import TextIds
 from hero_model.packed.batch import Examples, Notes
@@ -39,6 +40,10 @@ class StepBatch:
     def batches(self) -> list[TaskBatch]:
         """All micro-batches of this rank."""
         return [batch for pool in self.pools for batch in pool]
+
+    def pin_memory(self) -> StepBatch:
+        """A copy that a GPU can fetch while the host goes on."""
+        return replace(self, pools=tuple(tuple(batch.pin_memory() for batch in pool) for pool in self.pools))
 
 
 class ExampleReader:
@@ -185,13 +190,31 @@ class Prefetcher:
     Threads first (measured: on 2 cores, handing tensors between loader processes costs more than reading them, D7).
     """
 
-    def __init__(self, feed: Feed, *, start: int, stop: int, depth: int, ahead: ReadAhead | None = None) -> None:
-        """Begin reading steps `start .. stop - 1`, at most `depth` ahead; `ahead` fetches what they will read."""
+    def __init__(
+        self,
+        feed: Feed,
+        *,
+        start: int,
+        stop: int,
+        depth: int,
+        ahead: ReadAhead | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        """Begin reading steps `start .. stop - 1`, at most `depth` ahead; `ahead` fetches what they will read.
+
+        For a GPU as `device` the batches come in page-locked memory.
+        """
         self._feed = feed
         self._ahead = ahead
         self._stop = stop
         self._depth = max(depth, 1)
-        self._pool = ThreadPoolExecutor(max_workers=min(self._depth, max(1, (os.cpu_count() or 2) // 2)))
+        threads = min(self._depth, max(1, (os.cpu_count() or 2) // 2))
+        self._pins = device is not None and device.type == "cuda"
+        if device is not None and self._pins:  # a thread that does not say which GPU is its takes memory on the first
+            number = torch.cuda.current_device() if device.index is None else device.index
+            self._pool = ThreadPoolExecutor(threads, initializer=torch.cuda.set_device, initargs=(number,))
+        else:
+            self._pool = ThreadPoolExecutor(threads)
         self._futures: dict[int, Future[StepBatch]] = {}
         self._request(start)
 
@@ -200,7 +223,11 @@ class Prefetcher:
             self._ahead.reached(step)
         for ahead in range(step, min(step + self._depth, self._stop)):
             if ahead not in self._futures:
-                self._futures[ahead] = self._pool.submit(self._feed.__getitem__, ahead)
+                self._futures[ahead] = self._pool.submit(self._read, ahead)
+
+    def _read(self, step: int) -> StepBatch:
+        batch = self._feed[step]
+        return batch.pin_memory() if self._pins else batch
 
     def get(self, step: int) -> StepBatch:
         """The batch of `step`; whatever reading it raised is raised here.

@@ -145,9 +145,8 @@ def run_rank(made: Plan, config: RunConfig, comm: Comm) -> dict[str, float]:
         signal=lambda: Signal.GO_ON,
         nonfinite=lambda step, values, skipped: None,
     )
-    batches = Prefetcher(
-        Feed(config, stores, comm.rank, comm.world), start=start, stop=made.step, depth=config.scale.prefetch
-    )
+    feed = Feed(config, stores, comm.rank, comm.world)
+    batches = Prefetcher(feed, start=start, stop=made.step, depth=config.scale.prefetch, device=device)
     try:
         run_steps(Stepper(module, config, comm, device), optimizer, batches, config, comm, hooks, start)
     finally:

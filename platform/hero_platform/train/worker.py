@@ -135,7 +135,9 @@ def _train(config: RunConfig, around: Surroundings) -> dict[str, Any]:
     if ahead is not None and around.comm.rank == 0:
         for line in ahead.warnings:
             logger.warning("%s", line)
-    batches = Prefetcher(feed, start=start, stop=config.steps, depth=config.scale.prefetch, ahead=ahead)
+    batches = Prefetcher(
+        feed, start=start, stop=config.steps, depth=config.scale.prefetch, ahead=ahead, device=around.device
+    )
     stepper = Stepper(module, config, around.comm, around.device)
     state = _State(config, around, module, optimizer, writer, stores, here, feed, headline, best)
     with contextlib.closing(batches), state:

@@ -1,14 +1,19 @@
+import contextlib
 import shutil
 import sys
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from hero_model.config import debug
+from hero_model.packed.batch import Movable
 from hero_model.tasks import Entailment, Fom, Mfm, Mlm, MomentRetrieval, VideoQa, Vsm
 from hero_model.tasks.base import At
 from hero_platform.config import Entry, RunConfig, StoreRef
@@ -215,6 +220,56 @@ def test_prefetch_gives_each_step_once_in_order():
     assert [batches.get(step) for step in range(3, 10)] == list(range(3, 10))
     batches.close()
     assert sorted(feed.asked) == list(range(3, 10))
+
+
+def tensors_of(part: Any) -> Iterator[torch.Tensor]:
+    """Every tensor of a batch, in order of its fields."""
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, Movable):
+            yield from tensors_of(value)
+
+
+@pytest.mark.parametrize(("device", "number"), [("cuda", 3), ("cuda:1", 1), ("cpu", None), (None, None)])
+def test_for_a_gpu_every_tensor_is_put_in_page_locked_memory(run, monkeypatch, device, number):
+    """Here without one: what would be pinned is marked, and which GPU each thread says is its is noted."""
+    pinned, told = [], []
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(torch.cuda, "set_device", told.append)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    where = device if device is None else torch.device(device)
+    with contextlib.closing(Prefetcher(of_rank(run), start=0, stop=5, depth=2, device=where)) as batches:
+        for step in range(5):
+            given, read = batches.get(step), of_rank(run)[step]
+            assert content(given) == content(read)
+            for one, other in zip(given.batches, read.batches, strict=True):
+                tensors = list(tensors_of(one))
+                assert all(map(torch.equal, tensors, tensors_of(other)))
+                assert all(any(t is p for p in pinned) for t in tensors) == (number is not None)
+    assert set(told) == (set() if number is None else {number})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_copies_of_a_batch_do_not_hold_up_the_host(run):
+    device = torch.device("cuda")
+    with contextlib.closing(Prefetcher(of_rank(run), start=0, stop=1, depth=1, device=device)) as batches:
+        given = batches.get(0)
+    assert all(tensor.is_pinned() for batch in given.batches for tensor in tensors_of(batch))
+    product = torch.eye(4096, device=device)
+    for _ in range(100):  # tenths of a second, queued in milliseconds
+        product = product @ product
+    moved = [batch.to(device, non_blocking=True) for batch in given.batches]
+    assert not torch.cuda.current_stream().query(), "the copies waited for the work before them"
+    for batch, there in zip(given.batches, moved, strict=True):
+        assert all(map(torch.equal, tensors_of(batch), (tensor.cpu() for tensor in tensors_of(there))))
 
 
 def test_prefetch_raises_what_the_loader_raised_at_that_step():

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.exceptions import ActorDiedError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
 from hero_platform.train.failure import StepFailed, last_line, signature
 from hero_platform.train.on_ray import _cause_of
 
@@ -19,6 +24,32 @@ def test_the_worker_that_broke_is_named_and_those_that_lost_it_are_not():
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711")
     assert _cause_of({0: lost, 1: RuntimeError(REMOTE)}) == "worker 1: KeyError: 'missing'"
     assert _cause_of({0: lost}).startswith("worker 0: RuntimeError: [gloo")
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (
+            "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit "
+            "detail: Worker unexpectedly exits with a connection error code 2. End of file. Some common causes include",
+            "it was killed, ran out of memory or crashed",
+        ),
+        (
+            "The actor is dead because its worker process has died. Worker exit detail: Task was killed due to the "
+            "node running low on memory.",
+            "Task was killed due to the node running low on memory.",
+        ),
+        (
+            "The actor died because its node has died. Node Id: 4f",
+            "The actor died because its node has died. Node Id: 4f",
+        ),
+    ],
+)
+def test_a_worker_that_died_is_said_in_a_line_that_people_read(told: str, said: str):
+    context = ActorDiedErrorContext(pid=4711, node_ip_address="10.0.0.3", class_name="RayTrainWorker")
+    context.actor_id, context.error_message = b"0" * 16, told
+    error = WorkerHealthCheckFailedError("A health check failed.\nWorker info: Worker(", ActorDiedError(context))
+    assert _cause_of({1: error}) == f"worker 1: process 4711 on 10.0.0.3 is gone: {said}"
 
 
 def test_what_a_worker_raised_is_said_without_our_own_names():
