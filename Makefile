@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # tests that start no cluster and no server
 QUICK := not ray and not s3 and not slow and not chaos
+SLOW := slow and not cluster and not chaos
 
 .PHONY: demo test slow chaos cluster env check lint types ui bench
 
@@ -16,9 +17,10 @@ test: env lint types
 	$(BIN)/pytest -n 2 --dist loadfile -m '$(QUICK)'
 	$(BIN)/pytest -m 'not slow and not chaos and (ray or s3)'
 
-# whole runs on real workers and servers, killed and started again
+# whole runs on real workers and servers, killed and started again; those without either on two cores at once
 slow: env
-	$(BIN)/pytest -m 'slow and not cluster and not chaos' --durations 25
+	$(BIN)/pytest -n 2 --dist loadfile -m '$(SLOW) and not (ray or s3 or alone)' --durations 10
+	$(BIN)/pytest -m '$(SLOW) and (ray or s3 or alone)' --durations 25
 
 # real runs that die at every place we know of: CHAOS_SEED=N draws another order
 chaos: env

@@ -143,6 +143,7 @@ def assert_undisturbed(runs, name: str, steady: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_few_faults(runs):
     few = [*SETTINGS, "--steps", "40"]
     runs.train("steady", *few)

@@ -40,6 +40,7 @@ def status_of(runs: Any, name: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_one_process(runs, tracking_database):
     """Killed at three random steps, then interrupted with Ctrl-C, and always started again."""
     runs.train("steady", *SETTINGS, "--tracking.kind", "none")

@@ -15,7 +15,7 @@ from hero_platform import files
 from hero_platform.tracking.journal import read
 from hero_platform.train import snapshot
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 SHORT = ["--evaluation.every", "0", "--tracking.kind", "none", "--checkpoint.every", "5", "--tracking.log-every", "1"]
 

@@ -175,6 +175,7 @@ def test_a_job_runs_as_it_does_here(user: User, runs: Runs):
     assert code == 0 and "run far finished at step 8, went on from step 6" in out
 
 
+@pytest.mark.chaos
 def test_a_driver_that_is_lost_is_started_again(user: User, runs: Runs):
     process = user.start(*user.train("lost", "--steps", "60", "--checkpoint.every", "10"))
     user.until_step("lost", 25, process)

@@ -96,7 +96,7 @@ def test_an_address_with_a_password_is_kept_and_shown_without_it(
     assert "MLflow at http://127.0.0.1" in said and _found(hero_home, said=said) == []
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.ray
 def test_ray_workers_keep_no_secret(checkout: Path, hero_home: Path, tracking_database: Path, tiny_store: str):
     said = _train(checkout, hero_home, _words(tiny_store, "--name", "two", "--scale.num-workers", "2"))
