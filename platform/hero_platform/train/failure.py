@@ -26,7 +26,9 @@ class NonFiniteError(RuntimeError):
 
 _OURS = re.compile(r"(?:[\w.]+\.)?(?:StepFailed|SameErrorAgain): ")  # says nothing to people
 _NUMBER = re.compile(r"0x[0-9a-f]+|\d+")
-_DEAD_AT = re.compile(r"^\t(pid|ip): (.+)$", re.MULTILINE)
+# of what Ray says when a worker is gone: about its actor, and from where on it is advice and tables of memory
+_LISTED = re.compile(r"^\t(class_name|actor_id|pid|name|namespace|ip): (.*)\n?", re.MULTILINE)
+_ADVICE = re.compile(r"\s*(?:Some common causes include|OOM kill reason|Top 10 memory users).*", re.DOTALL)
 
 
 def last_line(error: BaseException) -> str:
@@ -35,23 +37,24 @@ def last_line(error: BaseException) -> str:
     No credential is in it.
     """
     error = getattr(error, "health_check_failure", error)  # Ray Train's wrapping of it is 700 characters about an actor
-    if type(error).__name__ == "ActorDiedError" and (found := dict(_DEAD_AT.findall(str(error)))):
-        return f"process {found.get('pid', '?')} on {found.get('ip', '?')} is gone: {_death(str(error))}"
-    lines = [line.strip() for line in without_credentials(str(error)).strip().splitlines() if line.strip()]
+    said = _ADVICE.sub("", without_credentials(str(error)))
+    if type(error).__name__ == "ActorDiedError" and "pid" in (listed := dict(_LISTED.findall(said))):
+        return f"process {listed['pid']} on {listed.get('ip', '?')} is gone: {_death(said)}"
+    lines = [line.strip() for line in said.strip().splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    if len(lines) > 1 and any(line.startswith("Traceback (most recent call last)") for line in lines):
+    if len(lines) > 1 and any(line.startswith(("Traceback (most recent call last)", 'File "')) for line in lines):
         return _OURS.sub("", lines[-1], count=1)
     return _OURS.sub("", f"{type(error).__name__}: {' '.join(lines)}", count=1)
 
 
-def _death(told: str) -> str:
-    """What Ray says about the end of an actor, without its listing of the actor and its advice, which fill a screen."""
-    text = " ".join(line for line in told.splitlines()[1:] if not line.startswith("\t"))
-    text = (text.partition("Worker exit detail: ")[2] or text).partition(" Some common causes include")[0]
+def _death(said: str) -> str:
+    """Why an actor is gone, of all that Ray says then."""
+    text = " ".join(_LISTED.sub("", said).split("\n")[1:])  # the first line only says that it is
+    text = text.partition("Worker exit detail: ")[2] or text
     if "exits with a connection error" in text:  # all that Ray sees of it
         return "it was killed, ran out of memory or crashed"
-    return without_credentials(text)
+    return " ".join(text.split())
 
 
 def signature(failures: Mapping[int, Exception]) -> str:

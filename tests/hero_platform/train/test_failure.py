@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from ray.core.generated.common_pb2 import ActorDiedErrorContext
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from hero_platform.train.failure import StepFailed, last_line, signature
@@ -50,6 +50,19 @@ def test_a_worker_that_died_is_said_in_a_line_that_people_read(told: str, said: 
     context.actor_id, context.error_message = b"0" * 16, told
     error = WorkerHealthCheckFailedError("A health check failed.\nWorker info: Worker(", ActorDiedError(context))
     assert _cause_of({1: error}) == f"worker 1: process 4711 on 10.0.0.3 is gone: {said}"
+
+
+def test_a_worker_that_ray_killed_for_memory_comes_without_the_table():
+    used = "1 worker(s) were killed due to the node running low on memory. Memory on the node was 22.9GB used / 23.5GB"
+    error = OutOfMemoryError(f"{used}\nOOM kill reason: usage\nTop 10 memory users: PID\tMEM(GB)\n4711\t0.31\tpython")
+    wrapped = WorkerHealthCheckFailedError("A health check failed.\nWorker info: Worker(", error)
+    assert _cause_of({0: wrapped}) == f"worker 0: OutOfMemoryError: {used}"
+
+
+def test_a_worker_that_could_not_begin_says_what_it_raised():
+    raised = "ray::Worker.__init__() (pid=4711, ip=10.0.0.3)\n  File \"x.py\", line 1, in __init__\nKeyError: 'missing'"
+    failed = ActorDiedError(RayTaskError("__init__", raised, KeyError("missing")))
+    assert last_line(WorkerHealthCheckFailedError("A health check failed.", failed)) == "KeyError: 'missing'"
 
 
 def test_what_a_worker_raised_is_said_without_our_own_names():
