@@ -25,7 +25,7 @@ ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 # and two seconds of one to start.
 FEW_PROCESSES = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes its only node away and leaves the run
-    "RAY_prestart_worker_first_driver": "0",  # Ray Train's workers have variables of their own, so they cannot be these
+    "RAY_prestart_worker_first_driver": "0",  # Ray Train's have variables of their own; others came no later
     "RAY_enable_metrics_collection": "0",  # nobody looks at Ray's own: ours go to the tracker
 }
 

@@ -34,7 +34,7 @@ _ADVICE = re.compile(r"\s*(?:Some common causes include|OOM kill reason|Top 10 m
 def last_line(error: BaseException) -> str:
     """Type and message of an exception in one line; of one whose message is a remote traceback, the traceback's end.
 
-    No credential is in it.
+    Of an actor of Ray that died: its process and why, as far as Ray knows. No credential is in it.
     """
     error = getattr(error, "health_check_failure", error)  # Ray Train's wrapping of it is 700 characters about an actor
     said = _ADVICE.sub("", without_credentials(str(error)))
@@ -51,10 +51,12 @@ def last_line(error: BaseException) -> str:
 def _death(said: str) -> str:
     """Why an actor is gone, of all that Ray says then."""
     text = " ".join(_LISTED.sub("", said).split("\n")[1:])  # the first line only says that it is
-    text = text.partition("Worker exit detail: ")[2] or text
-    if "exits with a connection error" in text:  # all that Ray sees of it
-        return "it was killed, ran out of memory or crashed"
-    return " ".join(text.split())
+    its_own, _, detail = text.partition("Worker exit detail: ")
+    if "owner has died" in its_own or not detail:
+        return " ".join(text.split())
+    if "exits with a connection error" in detail:  # all that Ray sees of it
+        return "it was killed, ran out of memory, crashed or ended itself"
+    return " ".join(detail.split())
 
 
 def signature(failures: Mapping[int, Exception]) -> str:

@@ -32,12 +32,18 @@ def test_the_worker_that_broke_is_named_and_those_that_lost_it_are_not():
         (
             "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit "
             "detail: Worker unexpectedly exits with a connection error code 2. End of file. Some common causes include",
-            "it was killed, ran out of memory or crashed",
+            "it was killed, ran out of memory, crashed or ended itself",
         ),
         (
-            "The actor is dead because its worker process has died. Worker exit detail: Task was killed due to the "
-            "node running low on memory.",
-            "Task was killed due to the node running low on memory.",
+            "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: "
+            "Worker exits unexpectedly. Worker exits with an exit code 3.",
+            "Worker exits unexpectedly. Worker exits with an exit code 3.",
+        ),
+        (
+            "The actor is dead because its owner has died. Owner Id: 4f Owner worker exit type: SYSTEM_ERROR "
+            "Worker exit detail: Owner's worker process has crashed.",
+            "The actor is dead because its owner has died. Owner Id: 4f Owner worker exit type: SYSTEM_ERROR "
+            "Worker exit detail: Owner's worker process has crashed.",
         ),
         (
             "The actor died because its node has died. Node Id: 4f",
