@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +37,23 @@ def hero_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "home"
     monkeypatch.setenv("HERO_HOME", str(home))
     return home
+
+
+@pytest.fixture(autouse=True)
+def no_ray_by_accident(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ray starts itself where it is asked anything, also by a thread that a test left behind, and may end the process.
+
+    A thread's start is blamed on the test it happens to end in.
+    """
+    before = _uses_ray()
+    yield
+    wanted = request.node.get_closest_marker("ray") or "ray_session" in request.fixturenames
+    assert before or wanted or not _uses_ray(), "a test without the marker `ray`, this one or one before, started Ray"
+
+
+def _uses_ray() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ class Replica:
         torch.set_num_threads(threads)
         self._store, self._vocabulary, self._choice, self._name = store, vocabulary, choice, uuid.uuid4().hex
         self._searcher = self._opened(ray.get(choice.look.remote(self._name, Said(""))))
-        threading.Thread(target=self._follow, daemon=True).start()
+        threading.Thread(target=self._follow, name="follow", daemon=True).start()
 
     def _follow(self) -> None:
         """Change over when another checkpoint is wanted; one that cannot be read changes nothing."""

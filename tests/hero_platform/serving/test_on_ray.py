@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,22 +14,32 @@ from hero_platform.infer.searcher import Searcher
 from hero_platform.serving import on_ray
 from hero_platform.serving.on_ray import Choice, Replica, Said
 
+pytestmark = pytest.mark.filterwarnings("ignore:Exception in thread follow")  # how threads end here
+
 
 class Remote:
     """An object whose methods are called as those of an actor."""
 
     def __init__(self, inner: object) -> None:
-        self._inner = inner
+        self._inner, self.over = inner, False
 
     def __getattr__(self, name: str) -> Any:
+        if self.over:
+            raise SystemExit  # ends the thread that asks
         return SimpleNamespace(remote=getattr(self._inner, name))
 
 
 @pytest.fixture
-def choice(monkeypatch: pytest.MonkeyPatch) -> Remote:
+def choice(monkeypatch: pytest.MonkeyPatch) -> Iterator[Remote]:
+    """Replicas follow it to the end of the test, no longer: the real `ray.get` would start a Ray in this process."""
     monkeypatch.setattr(on_ray, "LOOK_S", 0.02)
     monkeypatch.setattr(on_ray.ray, "get", lambda value: value)
-    return Remote(Choice("first"))
+    asked = Remote(Choice("first"))
+    yield asked
+    asked.over = True
+    for thread in [each for each in threading.enumerate() if each.name == "follow"]:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 @pytest.fixture
