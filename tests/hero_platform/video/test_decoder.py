@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from hero_platform.video import decoder
@@ -202,16 +204,17 @@ def test_the_decoder_goes_with_its_parent(tmp_path: Path):
         "import sys; from hero_platform.video.decoder import *; from hero_platform.video.views import View\n"
         "list(pictures(sys.argv[1], (View(1, 8, 8),), 1.0, (), Limits()))"
     )
-    parent = subprocess.Popen(["python", "-c", program, str(pipe)])
-    while not (said := subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, text=True).stdout):
+    parent = subprocess.Popen([sys.executable, "-c", program, str(pipe)])
+    while not (children := psutil.Process(parent.pid).children()):
+        assert parent.poll() is None, "it ended before it decoded anything"
         time.sleep(0.05)
+    (child,) = children
     time.sleep(0.5)
+    assert child.is_running() and "hero_platform.video.child" in child.cmdline()
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 10
-    while os.path.exists(f"/proc/{int(said)}") and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not os.path.exists(f"/proc/{int(said)}")
+    psutil.wait_procs([child], timeout=10)
+    assert not child.is_running()
 
 
 def test_pixels_that_are_not_square_are_made_so(film: Film):
